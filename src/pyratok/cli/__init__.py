@@ -1,0 +1,1 @@
+"""The command ``pyratok``: one module per group of verbs, ``app`` puts them together."""

@@ -1,0 +1,100 @@
+"""The command ``pyratok``.
+
+Exit codes: 0 done; 1 a fault in pyratok or its installation; 2 bad input or usage (one line says what and what to
+do; nothing is written); 130 interrupted. With ``PYRATOK_DEBUG=1`` in the environment errors come with a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+import pyratok
+from pyratok.cli import demo, doctor, evaluate, info, tokens, train
+
+EXIT_INTERNAL = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="pyratok",
+    help="Video as a pyramid of discrete tokens.",
+    epilog="Exit codes: 0 done, 1 internal error, 2 bad input, 130 interrupted. PYRATOK_DEBUG=1 shows tracebacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(demo.demo)
+app.command()(tokens.encode)
+app.command()(tokens.decode)
+app.command()(tokens.reconstruct)
+app.command()(info.info)
+app.add_typer(evaluate.app, name="evaluate")
+app.command()(train.train)
+app.command()(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pyratok {pyratok.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line (default: this process's) and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code and prints at most one line of error."""
+    try:
+        code = get_command(app).main(list(arguments), prog_name="pyratok", standalone_mode=False)
+        if code == EXIT_INTERRUPTED:  # newer versions of typer turn an interrupt into this code, older ones raise
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", EXIT_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get("PYRATOK_DEBUG"):
+            traceback.print_exc()
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """One line for a person, and whose fault it is."""
+    if hasattr(error, "format_message"):  # a usage error of click, which typer may carry inside itself
+        message = error.format_message()
+        return _fail(message, EXIT_BAD_INPUT) if message else EXIT_BAD_INPUT  # without one, the help was shown
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return _fail(f"there is no file {os.fspath(error.filename)}", EXIT_BAD_INPUT)
+    if isinstance(error, OSError) and error.filename is not None:
+        return _fail(f"{os.fspath(error.filename)}: {error.strerror}", EXIT_BAD_INPUT)
+    if isinstance(error, (ValueError, OSError)):
+        return _fail(str(error), EXIT_BAD_INPUT)
+    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        return _fail("not enough memory; use --size S or --frames N", EXIT_BAD_INPUT)
+    if isinstance(error, ImportError):
+        return _fail(f"{error}; `pyratok doctor` says what is missing", EXIT_INTERNAL)
+    hint = "" if os.environ.get("PYRATOK_DEBUG") else "; PYRATOK_DEBUG=1 shows where"
+    return _fail(f"internal error: {type(error).__name__}: {error}{hint}", EXIT_INTERNAL)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"pyratok: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,103 @@
+"""``pyratok info``: what a token file, a video or a model is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pyratok.cli import common
+from pyratok.cli.common import JsonOption, ModelOption, Output
+from pyratok.cli.tokens import readable_facts, token_facts
+from pyratok.report.units import human_bytes
+
+Facts = dict[str, Any]
+"""What JSON gets."""
+Shown = dict[str, str]
+"""What people see, line by line."""
+
+
+def info(
+    subject: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE|MODEL]", help="A .pyra file, a video, or a model directory; default: the model."),
+    ] = None,
+    model: ModelOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Say what a token file, a video or a model is."""
+    out = Output(json_file)
+    if subject is not None and model is not None:
+        raise ValueError("give a file or --model, not both")
+    if subject is None or subject.is_dir():
+        kind, facts, shown = "model", *_model(model if subject is None else str(subject))
+    elif not subject.exists():
+        raise ValueError(f"there is no file or folder {subject}")
+    elif _is_pyra(subject):
+        kind, facts, shown = "tokens", *_tokens(subject)
+    else:
+        kind, facts, shown = "video", *_video(subject)
+    out.facts(shown, title=f"{subject or model or 'the model in the package'} ({kind})")
+    out.finish({"kind": kind, "path": subject or model} | facts)
+
+
+def _is_pyra(path: Path) -> bool:
+    """By suffix or by its first bytes, so that a renamed file is known and a damaged one is reported as what it was."""
+    from pyratok.codec.container import MAGIC
+
+    with path.open("rb") as file:
+        return path.suffix == ".pyra" or file.read(len(MAGIC)) == MAGIC
+
+
+def _tokens(path: Path) -> tuple[Facts, Shown]:
+    from pyratok.codec.container import load_tokens, read_header
+
+    header = read_header(path)
+    tokens = load_tokens(path)  # the whole file, so that damage anywhere is seen
+    facts = token_facts(tokens) | {"bytes": path.stat().st_size}
+    levels = {}
+    for index, (level, (t, h, w)) in enumerate(zip(header["levels"], tokens.geometry.strides, strict=False), start=1):
+        cell = f"{'a frame' if t == 1 else f'{t} frames'} of {h}x{w} pixels"
+        levels[f"level {index}"] = (
+            f"{'x'.join(map(str, level['grid']))} tokens, each {cell}; {human_bytes(level['size'])}"
+        )
+    clips = {"clips": str(tokens.batch_size)} if tokens.batch_size > 1 else {}
+    return facts | {"header": header}, clips | readable_facts(facts) | levels
+
+
+def _video(path: Path) -> tuple[Facts, Shown]:
+    from pyratok.data.video_io import probe
+
+    facts = dataclasses.asdict(probe(path)) | {"bytes": path.stat().st_size}
+    return facts, _lines(facts)
+
+
+def _model(name_or_path: str | None) -> tuple[Facts, Shown]:
+    facts = common.load_model(name_or_path).describe()
+    return facts, _lines(facts)
+
+
+def _lines(facts: Mapping[str, Any], prefix: str = "") -> Shown:
+    """Nested facts as lines: ``decoder.width 96``; what is unknown (None) is left out."""
+    lines: Shown = {}
+    for key, value in facts.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            lines |= _lines(value, f"{name}.")
+        elif value is not None:
+            lines[name] = human_bytes(value) if key == "bytes" else _word(value)
+    return lines
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        nested = any(isinstance(item, (list, tuple)) for item in value)
+        return (", " if nested else "x").join(map(_word, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,1 @@
+"""Token pyramids as files and bitstreams."""

@@ -1,0 +1,200 @@
+"""Configurations: frozen, checked when made, and the same after a trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pyratok.types import Stride
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass config as JSON-ready values (tuples become lists)."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return value
+
+    result = plain(config)
+    assert isinstance(result, dict)
+    return result
+
+
+def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
+    """Inverse of :func:`to_dict`; an unknown key is an error that names the nearest known one."""
+    hints = typing.get_type_hints(cls)
+    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in values:
+        if key not in names:
+            raise ValueError(f"{cls.__name__} has no field {key!r}{nearest(key, names)}")
+    return cls(**{key: _convert(hints[key], value) for key, value in values.items()})
+
+
+def nearest(name: str, known: typing.Iterable[str]) -> str:
+    """A hint such as ``; did you mean 'width'?``, or nothing."""
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
+        origin = typing.get_origin(hint)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(typing.cast(type, hint), value)
+    if origin is tuple:
+        args = typing.get_args(hint)
+        inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        if len(inner) != len(value):
+            raise ValueError(f"expected {len(inner)} values, got {value!r}")
+        return tuple(_convert(kind, item) for kind, item in zip(inner, value, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanVAEConfig:
+    """Shape of a Wan-family causal video VAE; the names follow diffusers' ``AutoencoderKLWan``.
+
+    Stage i of the encoder halves space after its residual blocks when ``spatial_downsample[i]``, and time when
+    ``temporal_downsample[i]``; the last stage does neither. ``spatial_downsample`` and ``mid_attention`` go beyond
+    diffusers: released Wan models leave them at their defaults.
+    """
+
+    base_dim: int = 96
+    decoder_base_dim: int | None = None
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    temporal_downsample: tuple[bool, ...] = (False, True, True)
+    spatial_downsample: tuple[bool, ...] | None = None
+    is_residual: bool = False
+    patch_size: int = 1
+    mid_attention: bool = True
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        stages = len(self.dim_mult)
+        _require(stages >= 2, f"dim_mult needs at least two stages, got {self.dim_mult}")
+        for name in ("temporal_downsample", "spatial_downsample"):
+            flags = getattr(self, name)
+            if flags is not None:
+                _require(len(flags) == stages - 1, f"{name} needs {stages - 1} entries, got {flags}")
+        for name in ("base_dim", "z_dim", "num_res_blocks", "patch_size"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("latents_mean", "latents_std"):
+            values = getattr(self, name)
+            if values is not None:
+                _require(len(values) == self.z_dim, f"{name} needs z_dim = {self.z_dim} entries, got {len(values)}")
+
+    @property
+    def halves_space(self) -> tuple[bool, ...]:
+        """Per transition between stages: is space halved?"""
+        return self.spatial_downsample or (True,) * (len(self.dim_mult) - 1)
+
+    @property
+    def stage_strides(self) -> tuple[Stride, ...]:
+        """Stride in frames, rows and columns of the features of each stage."""
+        strides = [(1, self.patch_size, self.patch_size)]
+        for in_time, in_space in zip(self.temporal_downsample, self.halves_space, strict=True):
+            t, h, w = strides[-1]
+            s = 2 if in_space else 1
+            strides.append((t * (2 if in_time else 1), h * s, w * s))
+        return tuple(strides)
+
+    @property
+    def latent_stride(self) -> Stride:
+        return self.stage_strides[-1]
+
+    @property
+    def tap_channels(self) -> tuple[int, ...]:
+        """Channels of every tap: one per stage, then the middle block."""
+        widths = tuple(self.base_dim * m for m in self.dim_mult)
+        return (*widths, widths[-1])
+
+    @property
+    def tap_strides(self) -> tuple[Stride, ...]:
+        """Strides of every tap: one per stage, then the middle block."""
+        return (*self.stage_strides, self.latent_stride)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaPQConfig:
+    """Shape of the pyramid quantizer (PyraTok, arXiv 2601.16210, sec. 3.2.1; our reading in docs/architecture.md).
+
+    ``taps``: which encoder feature feeds each level (index into the VAE's taps). ``strides``: token grid of each
+    level as a stride in frames, rows and columns of the video. ``width``: channels of the quantized features.
+    ``num_heads`` of the attention to text; ``text_dim`` is the width of the text encoder's tokens.
+    ``level_dropout``: probability that a training clip is decoded from a random prefix of the levels.
+    """
+
+    taps: tuple[int, ...] = (0, 1, 2, 3)
+    strides: tuple[Stride, ...] = ((1, 32, 32), (4, 8, 8), (4, 8, 8), (4, 8, 8))
+    width: int = 128
+    num_bits: int = 16
+    num_heads: int = 4
+    text_dim: int = 384
+    level_dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        _require(len(self.taps) == len(self.strides), f"{len(self.taps)} taps for {len(self.strides)} strides")
+        _require(len(self.taps) >= 1, "LaPQ needs at least one level")
+        _require(1 <= self.num_bits <= 24, f"num_bits must be in 1..24, got {self.num_bits}")
+        _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        _require(0.0 <= self.level_dropout <= 1.0, f"level_dropout must be in [0, 1], got {self.level_dropout}")
+        previous = self.strides[0]
+        for stride in self.strides:
+            _require(
+                all(a % b == 0 or b % a == 0 for a, b in zip(stride, previous, strict=True)),
+                f"neighbouring strides must divide each other, got {previous} then {stride}",
+            )
+            _require(stride[1] <= previous[1] and stride[2] <= previous[2], "levels must not get coarser in space")
+            _require(stride[0] >= previous[0], "levels must not get denser in time")
+            previous = stride
+
+    @property
+    def num_levels(self) -> int:
+        return len(self.strides)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyraTokConfig:
+    """A whole tokenizer: a name people read, the VAE and the quantizer."""
+
+    name: str = "pyratok"
+    vae: WanVAEConfig = WanVAEConfig()
+    lapq: LaPQConfig = LaPQConfig()
+
+    def __post_init__(self) -> None:
+        taps = self.vae.tap_strides
+        for level, (tap, stride) in enumerate(zip(self.lapq.taps, self.lapq.strides, strict=True), start=1):
+            _require(0 <= tap < len(taps), f"level {level} uses tap {tap}; the VAE has taps 0..{len(taps) - 1}")
+            _require(
+                all(s % t == 0 for s, t in zip(stride, taps[tap], strict=True)),
+                f"level {level}: stride {stride} is not a multiple of its tap's stride {taps[tap]}",
+            )
+        _require(
+            self.lapq.strides[-1] == self.vae.latent_stride,
+            f"the last level must lie on the latent grid {self.vae.latent_stride}, got {self.lapq.strides[-1]}",
+        )

@@ -1,0 +1,1 @@
+"""Data: video and image files, manifests, transforms, data sets and rendered clips."""

@@ -1,0 +1,57 @@
+"""Training clips as a deterministic stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pyratok.data.sources import ClipSource
+
+
+class MixedClips(Dataset[Tensor]):
+    """Clips drawn from several sources; item i is a pure function of (seed, i).
+
+    An item is uint8 ``[3, T, S, S]``; :func:`to_signed` brings a batch to [-1, 1].
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ClipSource],
+        weights: Sequence[float],
+        *,
+        frames: int,
+        size: int,
+        length: int,
+        seed: int = 0,
+    ) -> None:
+        if len(sources) != len(weights) or not sources or min(weights) < 0 or sum(weights) <= 0:
+            raise ValueError(f"{len(sources)} sources need as many non-negative weights, got {list(weights)}")
+        self.sources = list(sources)
+        self.weights = np.asarray(weights, dtype=np.float64) / sum(weights)
+        self.frames, self.size, self.length, self.seed = frames, size, length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = np.random.default_rng((self.seed, index))
+        source = self.sources[rng.choice(len(self.sources), p=self.weights)]
+        clip = source.sample(rng, self.frames, self.size)
+        return torch.from_numpy(clip).permute(3, 0, 1, 2)
+
+
+def to_signed(clips: Tensor) -> Tensor:
+    """uint8 ``[B, 3, T, H, W]`` to float32 in [-1, 1]."""
+    return clips.float().div_(127.5).sub_(1.0)
+
+
+def batches(dataset: MixedClips, batch_size: int, start: int = 0, workers: int = 1) -> Iterator[Tensor]:
+    """Batches of uint8 clips from batch number ``start`` on; the same however often one stops and starts again."""
+    indices = range(start * batch_size, len(dataset) // batch_size * batch_size)
+    groups = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+    loader = DataLoader(dataset, batch_sampler=groups, num_workers=workers, prefetch_factor=4 if workers else None)
+    return iter(loader)

@@ -1,0 +1,251 @@
+"""Reading video and image files through PyAV; writing lives in ``video_write`` and is offered here too.
+
+Every reader gives upright RGB pictures with square pixels: the display matrix of a video and the rotation in the EXIF
+of a photograph (not its rare mirrored variants) are applied, alpha is composited over black, non-square pixels are
+corrected by resizing the width, and 10-bit, grey and palette pictures become 8-bit RGB. YUV without a colour tag is
+taken for BT.709 when wider than 1279 or higher than 576 pixels, else for BT.601; HDR transfer curves are not
+tone-mapped. A picture that changes its size midway is scaled to the size of the first one.
+
+Damage is never papered over: a frame that cannot be decoded, or that the decoder marks as corrupt, raises
+:class:`VideoError` as soon as it is needed, and so does a file that ends well before its header says. Frames behind
+the ones asked for are not decoded, so damage there does not matter.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from pyratok.data.video_base import PathLike, VideoError, exact_rate
+from pyratok.data.video_pixels import from_uint8, pictures_to_tensor, to_uint8
+from pyratok.data.video_track import Shot, VideoTrack
+from pyratok.data.video_write import VideoWriter, save_video
+from pyratok.types import Video
+
+__all__ = [
+    "VideoError",
+    "VideoInfo",
+    "VideoWriter",
+    "exact_rate",
+    "from_uint8",
+    "iter_frames",
+    "load_video",
+    "probe",
+    "save_video",
+    "to_uint8",
+]
+
+
+_BYTES_PER_PIXEL = 3 * (1 + 4)  # while a clip is put together it exists as uint8 and as float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoInfo:
+    """What a file holds, from its header and first frame.
+
+    ``width`` and ``height`` in pixels as the readers give them (upright, square pixels); ``fps`` the average rate,
+    None for an image; ``duration`` in seconds and ``frames``, both as the header says, None where it does not;
+    ``bit_depth`` bits per channel; ``rotation`` clockwise degrees (0, 90, 180, 270) by which the stored picture is
+    turned on display.
+    """
+
+    width: int
+    height: int
+    fps: float | None
+    duration: float | None
+    frames: int | None
+    codec: str
+    has_audio: bool
+    is_image: bool
+    bit_depth: int
+    rotation: int
+
+
+def probe(path: PathLike) -> VideoInfo:
+    """Describe a video or image; decodes its first frame only. Raises VideoError."""
+    with VideoTrack(path) as track:
+        painter = track.painter()
+        height, width = painter.size
+        return VideoInfo(
+            width=width,
+            height=height,
+            fps=None if track.is_image else float(track.rate),
+            duration=track.duration,
+            frames=track.num_frames,
+            codec=track.stream.codec_context.codec.canonical_name,
+            has_audio=bool(track.container.streams.audio),
+            is_image=track.is_image,
+            bit_depth=max(component.bits for component in track.first.format.components),
+            rotation=-90 * painter.turns % 360,
+        )
+
+
+def iter_frames(path: PathLike, *, start: float = 0.0, fps: float | None = None) -> Iterator[tuple[float, np.ndarray]]:
+    """Decode a file frame by frame: ``(seconds after the first frame of the file, RGB uint8 [H, W, 3])``.
+
+    Begins with the frame on display at ``start`` seconds. Without ``fps`` the stored frames come with their own exact
+    times, evenly spaced or not; with it, tick k at ``start + k / fps`` shows the latest frame at or before it. An
+    image is one frame at 0. Raises VideoError, on reading also midway.
+    """
+    _check(path, start=start, fps=fps)
+    return _iter_frames(path, start, fps)
+
+
+def _iter_frames(path: PathLike, start: float, fps: float | None) -> Iterator[tuple[float, np.ndarray]]:
+    with VideoTrack(path) as track:
+        painter = track.painter()
+        shots = track.shots(start)
+        if fps is not None and not track.is_image:
+            shots = _sampled(shots, start, exact_rate(fps), track.slack)
+        for shot in shots:
+            yield shot.time, painter.paint(shot.frame)
+
+
+def load_video(
+    path: PathLike,
+    *,
+    size: int | None = None,
+    frames: int | None = None,
+    start: float = 0.0,
+    fps: float | None = None,
+    crop: int | tuple[int, int] | None = None,
+) -> Video:
+    """Read a clip as float32 ``[1, 3, T, H, W]`` in [-1, 1], its frame rate beside it as ``.fps``.
+
+    ``size`` scales the short side to that many pixels (area filter when shrinking, bicubic when enlarging), the other
+    side to the nearest pixel; ``crop`` then cuts ``(height, width)``, or a square, from the centre. ``start`` in
+    seconds after the first frame; ``frames`` is the most that is read, fewer where the file ends before.
+
+    Tokens assume a constant rate, so the clip has one. By default it is the average rate of the file: a frame goes to
+    the nearest tick, ticks that no frame came near repeat the one before, and of frames that share a tick the first
+    stays. A file of constant rate so gives every stored frame once, a variable one keeps its duration. ``fps``
+    resamples to another rate as :func:`iter_frames` does. An image gives T = 1 and ``fps`` None.
+
+    Raises VideoError, also, before decoding more than the first frame, for a clip that does not fit in memory.
+    """
+    _check(path, start=start, fps=fps, size=size, frames=frames, crop=crop)
+    with VideoTrack(path) as track:
+        painter = track.painter(size)
+        window = _centre_window(path, painter.size, crop)
+        height, width = (side.stop - side.start for side in window)
+        rate = exact_rate(fps) if fps is not None else track.rate
+        capacity = _available_memory() // (height * width * _BYTES_PER_PIXEL)
+        _check_memory(path, _expected_frames(track, start, rate, frames), height, width, capacity)
+
+        shots = track.shots(start)
+        if not track.is_image:
+            shots = _regular(shots, rate) if fps is None else _sampled(shots, start, rate, track.slack)
+        pictures: list[np.ndarray] = []
+        last = None
+        for shot in islice(shots, frames):
+            pictures.append(pictures[-1] if shot.frame is last else painter.paint(shot.frame)[window])
+            last = shot.frame
+            _check_memory(path, len(pictures), height, width, capacity)
+
+        return Video(pictures_to_tensor(pictures), None if track.is_image else float(rate))
+
+
+def _expected_frames(track: VideoTrack, start: float, rate: Fraction, limit: int | None) -> int:
+    """Frames that a clip at ``rate`` will have, by the header; 1 where it does not tell."""
+    if track.num_frames is None:
+        return 1
+    rest = max(1, round(track.num_frames * rate / track.rate - Fraction(start) * rate))
+    return rest if limit is None else min(limit, rest)
+
+
+def _regular(shots: Iterator[Shot], rate: Fraction) -> Iterator[Shot]:
+    """A constant rate from stored frames near it: each goes to its nearest tick, gaps repeat the one before."""
+    tick, origin, held = -1, None, None
+    for shot in shots:
+        origin = shot.time if origin is None else origin
+        target = round((shot.time - origin) * rate)
+        while held is not None and tick + 1 < target:
+            tick += 1
+            yield held
+        if tick < target:
+            tick = target
+            yield shot
+        held = shot
+    if held is not None and origin is not None:
+        for _ in range(tick + 1, round((held.end - origin) * rate)):
+            yield held
+
+
+def _sampled(shots: Iterator[Shot], start: float, rate: Fraction, slack: float) -> Iterator[Shot]:
+    """Tick k, at ``start + k / rate`` seconds, shows the latest frame at or before it, until the last frame's end."""
+    tick, held = 0, None
+    for shot in shots:
+        while held is not None and (time := start + float(tick / rate)) < shot.time - slack:
+            yield held._replace(time=time)
+            tick += 1
+        held = shot
+    while held is not None and (time := start + float(tick / rate)) < held.end - slack:
+        yield held._replace(time=time)
+        tick += 1
+
+
+def _check(
+    path: PathLike,
+    *,
+    start: float,
+    fps: float | None,
+    size: int | None = None,
+    frames: int | None = None,
+    crop: int | tuple[int, int] | None = None,
+) -> None:
+    """Refuse arguments that no file could satisfy."""
+    if not (math.isfinite(start) and start >= 0):
+        raise VideoError(f"{path}: start must be a number of seconds >= 0, got {start}")
+    if fps is not None and not (math.isfinite(fps) and fps > 0):
+        raise VideoError(f"{path}: fps must be a number > 0, got {fps}")
+    for name, value in (("size", size), ("frames", frames)):
+        if value is not None and value < 1:
+            raise VideoError(f"{path}: {name} must be at least 1, got {value}")
+    if crop is not None and min(_pair(crop)) < 1:
+        raise VideoError(f"{path}: crop must be at least 1 pixel, got {crop}")
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _centre_window(path: PathLike, size: tuple[int, int], crop: int | tuple[int, int] | None) -> tuple[slice, slice]:
+    """Rows and columns of the centre crop of a picture of ``size`` (height, width)."""
+    height, width = size
+    rows, columns = size if crop is None else _pair(crop)
+    if rows > height or columns > width:
+        raise VideoError(
+            f"{path}: a crop of {columns}x{rows} pixels does not fit into {width}x{height}; "
+            "give a smaller crop or a larger size"
+        )
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return slice(top, top + rows), slice(left, left + columns)
+
+
+def _check_memory(path: PathLike, frames: int, height: int, width: int, capacity: int) -> None:
+    if frames > capacity:
+        needed, available = (count * height * width * _BYTES_PER_PIXEL / 2**30 for count in (frames, capacity))
+        raise VideoError(
+            f"{path}: {frames} frames of {width}x{height} need {needed:.1f} GiB of memory, {available:.1f} GiB are "
+            "available; ask for a smaller size or fewer frames"
+        )
+
+
+def _available_memory() -> int:
+    """Bytes that this process may still use, as far as the system tells; else the size of the machine's memory."""
+    known = [2**62]
+    try:
+        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+        known.append(next(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvail")))
+        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    except (OSError, ValueError, StopIteration):
+        if len(known) == 1 and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+            known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(known)

@@ -1,0 +1,1 @@
+"""The tokenizer: LaPQ on a video VAE, its loading and saving."""

@@ -1,0 +1,1 @@
+"""Layers that are not specific to one VAE: attention to text, grid resampling, low-rank adapters."""

@@ -1,0 +1,1 @@
+"""Binary words: bit order, lookup-free quantization, entropy and usage."""

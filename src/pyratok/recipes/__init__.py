@@ -1,0 +1,10 @@
+"""Training recipes: functions that return a whole run as one frozen config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyratok.recipes.nano import nano, nano_vae
+from pyratok.train.run import Recipe
+
+RECIPES: dict[str, Callable[[], Recipe]] = {"nano-vae": nano_vae, "nano": nano}

@@ -1,0 +1,1 @@
+"""What a person looks at: the demo's self-contained HTML page and its parts."""

@@ -1,0 +1,1 @@
+"""Training: configs, objectives, optimisers, checkpoints and the loop."""

@@ -1,0 +1,146 @@
+"""From a recipe to a trained model on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pyratok.config import PyraTokConfig, to_dict
+from pyratok.data.datasets import MixedClips
+from pyratok.data.frame_store import FrameStore
+from pyratok.data.manifests import gather
+from pyratok.data.sources import ClipSource, Footage, PhotoPaths, Sprites
+from pyratok.losses.perceptual import st_lpips
+from pyratok.model.pretrained import from_pretrained
+from pyratok.model.pyratok import PyraTok
+from pyratok.nn.lora import LoRAConfig, inject
+from pyratok.train.checkpoint import write_json
+from pyratok.train.objectives import Objective, TokenizerObjective, VAEObjective
+from pyratok.train.trainer import TrainConfig, train
+from pyratok.vae.wan_blocks import channels_last_, near_identity_
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Mix of training clips: the weight of each kind (kinds that are not there are left out) and crop scales."""
+
+    footage: float = 0.55
+    photos: float = 0.3
+    sprites: float = 0.15
+    footage_zoom: tuple[float, float] = (1.0, 2.0)
+    photo_zoom: tuple[float, float] = (1.0, 5.0)
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run. ``stage``: "vae" trains the continuous VAE, "tokenizer" LaPQ on top of it.
+
+    In the tokenizer stage the encoder is frozen; ``encoder_lora`` adapts it, ``decoder`` says how the decoder learns.
+    """
+
+    name: str
+    stage: Literal["vae", "tokenizer"]
+    model: PyraTokConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig
+    encoder_lora: LoRAConfig | None = LoRAConfig()
+    decoder: Literal["frozen", "lora", "full"] = "full"
+
+    def __post_init__(self) -> None:
+        if self.stage not in ("vae", "tokenizer") or self.decoder not in ("frozen", "lora", "full"):
+            raise ValueError(f"stage {self.stage!r} or decoder {self.decoder!r} is not one of the documented choices")
+
+
+def build_dataset(data: DataConfig, train: TrainConfig, roots: Sequence[str | Path], cache: Path) -> MixedClips:
+    """The stream of training clips for the media found under ``roots``; decoded frames are kept in ``cache``."""
+    media = gather(roots, exclude=data.exclude)
+    sources: list[ClipSource] = []
+    weights: list[float] = []
+    if media.videos and data.footage:
+        sources.append(Footage([e.path for e in media.videos], FrameStore(cache), data.footage_zoom))
+        weights.append(data.footage)
+    if media.photos and data.photos:
+        photos = PhotoPaths([e.path for e in media.photos], data.photo_zoom)
+        sources.append(photos)
+        weights.append(data.photos)
+        if media.sprites and data.sprites:
+            sources.append(Sprites([e.path for e in media.sprites], photos))
+            weights.append(data.sprites)
+    length = (train.steps + 1) * train.batch_size
+    return MixedClips(sources, weights, frames=train.frames, size=train.size, length=length, seed=train.seed)
+
+
+def run(
+    recipe: Recipe,
+    roots: Sequence[str | Path],
+    out: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    cache: Path | None = None,
+    on_log: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> Path:
+    """Train a recipe on the media under ``roots``; returns the folder of the trained model, ``out/model``.
+
+    ``init``: a model folder whose weights one starts from; the tokenizer stage needs one for its VAE.
+    """
+    torch.manual_seed(recipe.train.seed)
+    objective = build_objective(recipe, init)
+    dataset = build_dataset(recipe.data, recipe.train, roots, cache or out / "frames")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "recipe.json", to_dict(recipe))
+    averaged = train(objective, dataset, recipe.train, out, resume=resume, on_log=on_log)
+    return export(recipe, averaged, out / "model")
+
+
+def build_objective(recipe: Recipe, init: Path | None) -> Objective:
+    """The model of a recipe, initialised, with the right parts frozen, inside its objective."""
+    model = PyraTok(recipe.model)
+    near_identity_(model.vae)
+    if init is not None:
+        load_init(model, init)
+    elif recipe.stage == "tokenizer":
+        raise ValueError("the tokenizer stage starts from a trained VAE; give its model folder with --init")
+    channels_last_(model)
+    weights = recipe.train.losses
+    perceptual = st_lpips(frames_per_clip=1) if weights.perceptual else None
+    if recipe.stage == "vae":
+        return VAEObjective(model.vae, weights, perceptual)
+    vae = model.vae
+    # The head of the continuous latent is not on the path of the tokens.
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    if recipe.encoder_lora is not None:
+        inject(vae.encoder, recipe.encoder_lora, ("conv_in", "down_blocks", "mid_block"))
+    if recipe.decoder != "full":
+        vae.decoder.requires_grad_(False)
+    if recipe.decoder == "lora":
+        inject(vae.decoder, recipe.encoder_lora or LoRAConfig())
+    return TokenizerObjective(model, weights, perceptual)
+
+
+def load_init(model: PyraTok, folder: Path) -> None:
+    """Take over the weights of a saved model: its VAE, and its quantizer where both have the same layout."""
+    saved = from_pretrained(folder)
+    if not isinstance(saved, PyraTok) or saved.config.vae != model.config.vae:
+        raise ValueError(f"{folder}: its VAE is not the one this recipe trains")
+    model.vae.load_state_dict(saved.vae.state_dict())
+    if saved.config.lapq == model.config.lapq:
+        model.lapq.load_state_dict(saved.lapq.state_dict())
+
+
+def export(recipe: Recipe, averaged: nn.Module, folder: Path) -> Path:
+    """Save the averaged weights of a run as a whole model; after the VAE stage its quantizer is still untrained."""
+    if isinstance(averaged, PyraTok):
+        model = averaged
+    else:
+        model = PyraTok(recipe.model)
+        model.vae.load_state_dict(averaged.state_dict())
+    model.save_pretrained(folder)
+    return folder

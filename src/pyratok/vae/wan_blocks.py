@@ -1,0 +1,238 @@
+"""Building blocks of the Wan VAEs, each as one pass over the whole clip.
+
+Parameter names follow diffusers' ``AutoencoderKLWan``, so that its checkpoints load as they are. diffusers walks
+through a clip latent step by latent step and carries caches; every block here sees all steps at once and gives the
+same numbers, because causal padding with zeros in front is what empty caches amount to. Three places where the first
+frame is special, found in the caches there, are spelled out below.
+
+Layout: activations are ``[B, C, T, H, W]`` kept in ``channels_last_3d`` memory end to end.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from torch import Tensor, nn
+
+
+class CausalConv3d(nn.Conv3d):
+    """3-D convolution that sees no later frame: time is padded in front only, with zeros."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        time, rows, columns = self.padding
+        self.causal_pad = 2 * int(time)
+        self.padding = (0, int(rows), int(columns))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Time is the outermost axis of channels-last memory, so that this pad is one block copy.
+        if self.causal_pad:
+            x = F.pad(x, (0, 0, 0, 0, self.causal_pad, 0))
+        return super().forward(x)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over channels, then scale; statistics in float32."""
+
+    def __init__(self, dim: int, spatial_dims: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * spatial_dims))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        # 1e-24 is the square of the floor on the norm in the reference.
+        inverse = torch.rsqrt(wide.square().sum(dim=1, keepdim=True).clamp_min(1e-24)) * x.shape[1] ** 0.5
+        return (wide * inverse).to(x.dtype) * self.gamma.to(x.dtype)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm1 = RMSNorm(in_dim)
+        self.conv1 = CausalConv3d(in_dim, out_dim, 3, padding=1)
+        self.norm2 = RMSNorm(out_dim)
+        self.conv2 = CausalConv3d(out_dim, out_dim, 3, padding=1)
+        self.conv_shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + self.conv_shortcut(x)
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the positions of each frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim, spatial_dims=2)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, _, _, height, _ = x.shape
+        frames = fold_time(x)
+        q, k, v = rearrange(self.to_qkv(self.norm(frames)), "n (three c) h w -> three n 1 (h w) c", three=3)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        out = self.proj(rearrange(mixed, "n 1 (h w) c -> n c h w", h=height))
+        return x + unfold_time(out, batch)
+
+
+class MidBlock(nn.Module):
+    def __init__(self, dim: int, attention: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList([ResidualBlock(dim, dim), ResidualBlock(dim, dim)])
+        self.attentions = nn.ModuleList([AttentionBlock(dim)] if attention else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.resnets[0](x)
+        for attention in self.attentions:
+            x = attention(x)
+        return self.resnets[1](x)
+
+
+class Downsample(nn.Module):
+    """Halve space by a strided convolution, then time by a causal one.
+
+    The first frame skips the temporal convolution: the reference has nothing cached there yet.
+    """
+
+    def __init__(self, dim: int, in_space: bool, in_time: bool) -> None:
+        super().__init__()
+        self.in_space = in_space
+        spatial = nn.Conv2d(dim, dim, 3, stride=2) if in_space else nn.Conv2d(dim, dim, 3, padding=1)
+        # Index 0 is the padding of the reference; it keeps the parameter names equal.
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)) if in_space else nn.Identity(), spatial)
+        self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if in_time else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = unfold_time(self.resample(fold_time(x)), x.shape[0])
+        if self.time_conv is None or x.shape[2] == 1:
+            return x
+        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+
+
+class Upsample(nn.Module):
+    """Double time by a causal convolution whose two halves interleave, then space by nearest neighbour and convolution.
+
+    The first frame stays single and is invisible to the temporal convolution of the later ones (the reference
+    caches zeros in its place).
+    """
+
+    def __init__(self, dim: int, out_dim: int, in_space: bool, in_time: bool) -> None:
+        super().__init__()
+        up = nn.Upsample(scale_factor=(2.0, 2.0), mode="nearest-exact") if in_space else nn.Identity()
+        self.resample = nn.Sequential(up, nn.Conv2d(dim, out_dim, 3, padding=1))
+        self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1), padding=(1, 0, 0)) if in_time else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.time_conv is not None and x.shape[2] > 1:
+            later = rearrange(self.time_conv(x[:, :, 1:]), "b (two c) t h w -> b c (t two) h w", two=2)
+            x = torch.cat([x[:, :, :1], later], dim=2)
+        return unfold_time(self.resample(fold_time(x)), x.shape[0])
+
+
+class AverageDown(nn.Module):
+    """Shortcut of Wan 2.2: space and time folded into channels, groups of channels averaged."""
+
+    def __init__(self, in_dim: int, out_dim: int, factor_t: int, factor_s: int) -> None:
+        super().__init__()
+        if in_dim * factor_t * factor_s**2 % out_dim:
+            raise ValueError(f"{in_dim} channels times {factor_t}x{factor_s}x{factor_s} do not divide into {out_dim}")
+        self.factor_t, self.factor_s, self.out_dim = factor_t, factor_s, out_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, 0, 0, -x.shape[2] % self.factor_t, 0))
+        s = self.factor_s
+        x = rearrange(x, "b c (t ft) (h fh) (w fw) -> b (c ft fh fw) t h w", ft=self.factor_t, fh=s, fw=s)
+        return reduce(x, "b (c group) t h w -> b c t h w", "mean", c=self.out_dim)
+
+
+class DuplicateUp(nn.Module):
+    """Shortcut of Wan 2.2: channels repeated and unfolded into space and time; the first frame stays single."""
+
+    def __init__(self, in_dim: int, out_dim: int, factor_t: int, factor_s: int) -> None:
+        super().__init__()
+        if out_dim * factor_t * factor_s**2 % in_dim:
+            raise ValueError(f"{out_dim} channels times {factor_t}x{factor_s}x{factor_s} are no multiple of {in_dim}")
+        self.factor_t, self.factor_s = factor_t, factor_s
+        self.repeats = out_dim * factor_t * factor_s**2 // in_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = repeat(x, "b c t h w -> b (c r) t h w", r=self.repeats)
+        s = self.factor_s
+        x = rearrange(x, "b (c ft fh fw) t h w -> b c (t ft) (h fh) (w fw)", ft=self.factor_t, fh=s, fw=s)
+        return x[:, :, self.factor_t - 1 :]
+
+
+def fold_time(x: Tensor) -> Tensor:
+    """``[B, C, T, H, W]`` to ``[B T, C, H, W]``, a view in channels-last memory."""
+    return rearrange(x, "b c t h w -> (b t) c h w")
+
+
+def unfold_time(x: Tensor, batch: int) -> Tensor:
+    """Inverse of :func:`fold_time`."""
+    return rearrange(x, "(b t) c h w -> b c t h w", b=batch)
+
+
+def patchify(x: Tensor, size: int) -> Tensor:
+    """``[B, C, T, H, W]`` to ``[B, C p p, T, H/p, W/p]``; columns vary slower than rows, as in the reference."""
+    return rearrange(x, "b c t (h p) (w q) -> b (c q p) t h w", p=size, q=size) if size > 1 else x
+
+
+def unpatchify(x: Tensor, size: int) -> Tensor:
+    """Inverse of :func:`patchify`."""
+    return rearrange(x, "b (c q p) t h w -> b c t (h p) (w q)", p=size, q=size) if size > 1 else x
+
+
+def channels_last_(module: nn.Module) -> nn.Module:
+    """Put the weights of every convolution into the channels-last layout of its rank, in place."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv3d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        elif isinstance(layer, nn.Conv2d):
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
+    return module
+
+
+def near_identity_(module: nn.Module) -> nn.Module:
+    """Initialise for training from scratch: residual branches silent, resampling an average or a repetition.
+
+    The network starts as a linear thumbnail coder through which gradients pass undiminished; with the default
+    initialisation the first thousands of clips go into finding such a path.
+    """
+    for layer in module.modules():
+        if isinstance(layer, ResidualBlock):
+            nn.init.zeros_(layer.conv2.weight)
+            nn.init.zeros_(layer.conv2.bias)  # type: ignore[arg-type]
+            if isinstance(layer.conv_shortcut, nn.Conv3d):
+                nn.init.orthogonal_(layer.conv_shortcut.weight)
+        elif isinstance(layer, Downsample):
+            box = (slice(0, 2), slice(0, 2)) if layer.in_space else (slice(1, 2), slice(1, 2))
+            _pass_channels_(layer.resample[1], box)  # type: ignore[arg-type]
+            if layer.time_conv is not None:
+                _pass_channels_(layer.time_conv, (slice(1, 3), slice(0, 1), slice(0, 1)))
+        elif isinstance(layer, Upsample):
+            _pass_channels_(layer.resample[1], (slice(1, 2), slice(1, 2)))  # type: ignore[arg-type]
+            if layer.time_conv is not None:
+                _pass_channels_(layer.time_conv, (slice(2, 3), slice(0, 1), slice(0, 1)))
+    return module
+
+
+def _pass_channels_(conv: nn.Conv2d | nn.Conv3d, taps: tuple[slice, ...], noise: float = 0.05) -> None:
+    """Small random kernel plus the mean of ``taps`` from input channel ``c`` to every output channel equal to it mod C."""
+    with torch.no_grad():
+        conv.weight.mul_(noise)
+        window = conv.weight[(slice(None), slice(None), *taps)]
+        out_dim, in_dim = window.shape[:2]
+        gain = 1.0 / window[0, 0].numel()
+        for channel in range(max(out_dim, in_dim)):
+            window[channel % out_dim, channel % in_dim] += gain * min(1.0, (out_dim / in_dim) ** 0.5)

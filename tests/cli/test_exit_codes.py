@@ -1,0 +1,201 @@
+"""What goes wrong ends with the documented exit code, one line that says what, and nothing written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import FakeTokenizer, moving_video
+from subprocesses import run_python
+
+from pyratok.cli import app, common
+from pyratok.codec.container import save_tokens
+from pyratok.types import ModelId
+
+Command = Callable[..., int]
+
+
+def assert_refused(code: int, capsys: pytest.CaptureFixture[str], *words: str) -> None:
+    """Exit code 2 and a single line that names file and cause."""
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.out == ""
+    assert printed.err.startswith("pyratok: error: ")
+    assert printed.err.count("\n") == 1
+    for word in words:
+        assert word in printed.err
+
+
+@pytest.fixture
+def broken(tmp_path: Path, clip: Path) -> dict[str, Path]:
+    """Files that are no clips, by name."""
+    whole = clip.read_bytes()
+    contents = {"empty.mp4": b"", "text.mp4": b"not a video\n" * 50, "cut.mp4": whole[: len(whole) // 3]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return {name: tmp_path / name for name in (*contents, "missing.mp4")}
+
+
+@pytest.mark.parametrize("verb", ["encode", "reconstruct", "info", "demo", "evaluate"])
+@pytest.mark.parametrize("name", ["missing.mp4", "empty.mp4", "text.mp4", "cut.mp4"])
+def test_what_is_no_clip_is_refused(
+    name: str, verb: str, broken: dict[str, Path], tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = broken[name]
+    arguments = {
+        "encode": [source, "-o", tmp_path / "x.pyra"],
+        "reconstruct": [source, "-o", tmp_path / "x.mp4"],
+        "info": [source],
+        "demo": ["--input", source, "--out", tmp_path / "demo"],
+        "evaluate": ["reconstruction", "--data", source],
+    }[verb]
+    before = sorted(tmp_path.rglob("*"))
+    assert_refused(pyratok(verb, *arguments), capsys, name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_output_that_is_the_input_is_refused(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = clip.read_bytes()
+    (tmp_path / "link.mp4").symlink_to(clip)
+    for output in (clip, tmp_path / "link.mp4", tmp_path / "." / "clip.mp4"):
+        assert_refused(pyratok("reconstruct", clip, "-o", output), capsys, "is the input")
+    assert clip.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [("no/such/x.mp4", ["no folder"]), (".", ["is a folder"]), ("x.xyz", [".xyz"]), ("x", ["suffix"])],
+)
+def test_an_output_that_cannot_be_is_refused_before_any_work(
+    output: str,
+    words: list[str],
+    clip: Path,
+    tmp_path: Path,
+    pyratok: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(common, "load_model", lambda name: pytest.fail("the model was loaded"))
+    assert_refused(pyratok("reconstruct", clip, "-o", tmp_path / output), capsys, *words)
+    assert list(tmp_path.iterdir()) == [clip]
+
+
+def test_an_image_does_not_become_a_video(
+    image: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused(pyratok("reconstruct", image, "-o", tmp_path / "x.mp4"), capsys, "single image", ".png")
+
+
+def test_tokens_of_another_model_are_refused_with_both_names(
+    tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str], model: FakeTokenizer
+) -> None:
+    foreign = replace(model.encode(moving_video()), model=ModelId(name="other", fingerprint="feed"))
+    save_tokens(foreign, tmp_path / "x.pyra")
+    code = pyratok("decode", tmp_path / "x.pyra", "-o", tmp_path / "x.mp4")
+    assert_refused(code, capsys, "other", "fake")
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def test_damaged_tokens_are_refused(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.pyra"
+    pyratok("encode", clip, "-o", path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    capsys.readouterr()
+    assert_refused(pyratok("decode", path, "-o", tmp_path / "x.mp4"), capsys, "x.pyra", "damaged")
+    assert_refused(pyratok("info", path), capsys, "x.pyra", "damaged")
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def test_too_many_levels_are_refused(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert_refused(pyratok("reconstruct", clip, "-o", tmp_path / "x.mp4", "--levels", 9), capsys, "levels")
+    assert list(tmp_path.iterdir()) == [clip]
+
+
+def test_a_clip_beyond_memory_is_refused(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "available_memory", lambda: 1000)
+    assert_refused(pyratok("encode", clip, "-o", tmp_path / "x.pyra"), capsys, "memory", "--frames")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bogus"],
+        ["encode"],
+        ["encode", "a", "-o", "b", "--size", "0"],
+        ["decode", "a", "-o", "b", "--levels", "many"],
+        ["reconstruct", "a"],
+        ["train", "nano", "--out", "x", "--data", ".", "--set", "novalue"],
+        ["train", "nano", "--out", "x", "--data", ".", "--set", "train.stepz=1"],
+        ["train", "nana", "--out", "x", "--data", "."],
+        ["train", "nano", "--out", "x", "--data", "nowhere", "--init", "nowhere"],
+        ["evaluate", "reconstruction", "--data", ".", "--levels", "0"],
+        ["info", "a", "--model", "b"],
+    ],
+)
+def test_usage_errors(arguments: list[str], pyratok: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert_refused(pyratok(*arguments), capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (KeyboardInterrupt(), app.EXIT_INTERRUPTED),
+        (RuntimeError("shapes differ"), app.EXIT_INTERNAL),
+        (AssertionError("an invariant"), app.EXIT_INTERNAL),
+        (MemoryError(), app.EXIT_BAD_INPUT),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), app.EXIT_BAD_INPUT),
+    ],
+)
+def test_every_kind_of_failure_has_its_code(
+    error: BaseException,
+    code: int,
+    clip: Path,
+    tmp_path: Path,
+    pyratok: Command,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    model: FakeTokenizer,
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.delenv("PYRATOK_DEBUG", raising=False)
+    monkeypatch.setattr(model, "encode", fail)
+    assert pyratok("encode", clip, "-o", tmp_path / "x.pyra") == code
+    printed = capsys.readouterr().err
+    assert printed.startswith("pyratok: error: ")
+    assert "Traceback" not in printed
+    assert list(tmp_path.iterdir()) == [clip]
+
+
+def test_debug_shows_the_traceback(
+    pyratok: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYRATOK_DEBUG", "1")
+    assert pyratok("info", "missing.mp4") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_help_and_version_answer_without_torch() -> None:
+    code = "import sys; from pyratok.cli import app; app.run({}); assert 'torch' not in sys.modules"
+    for arguments in (["--help"], ["--version"], ["encode", "--help"], ["bogus"]):
+        done = run_python("-c", code.format(arguments))
+        assert done.returncode == 0, done.stderr
+
+
+def test_module_and_command_are_the_same() -> None:
+    done = run_python("-m", "pyratok", "--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("pyratok ")

@@ -1,0 +1,144 @@
+"""demo, evaluate, train and doctor as a person calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pyratok.cli import common, doctor
+from pyratok.cli.evaluate import parse_levels
+from pyratok.cli.train import build_recipe, parse_settings
+from pyratok.codec.container import load_tokens
+from pyratok.config import to_dict
+from pyratok.data.video_io import load_video, probe
+from pyratok.train.objectives import LossWeights
+from pyratok.train.run import Recipe
+
+Command = Callable[..., int]
+
+
+def test_demo_writes_report_tokens_and_video(clip: Path, tmp_path: Path, pyratok: Command) -> None:
+    out = tmp_path / "out"
+    for _ in range(2):  # a second run replaces the first
+        assert pyratok("demo", "--input", clip, "--out", out, "--size", 48) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["clip-reconstructed.mp4", "clip.pyra", "report.html"]
+    assert load_tokens(out / "clip.pyra").geometry.frames == probe(out / "clip-reconstructed.mp4").frames == 9
+
+
+def test_demo_takes_an_image(image: Path, tmp_path: Path, pyratok: Command) -> None:
+    assert pyratok("demo", "--input", image, "--out", tmp_path / "out", "--size", 48) == 0
+    assert load_video(tmp_path / "out" / "image-reconstructed.png").shape == (1, 3, 1, 48, 64)
+    assert "<video" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_demo_has_a_sample_of_its_own(tmp_path: Path, pyratok: Command) -> None:
+    numbers = tmp_path / "numbers.json"
+    assert pyratok("demo", "--out", tmp_path / "out", "--size", 32, "--frames", 5, "--json", numbers) == 0
+    found = json.loads(numbers.read_text())
+    assert found["source"] == "sample.mp4"
+    assert [prefix["levels"] for prefix in found["prefixes"]] == [1, 2, 3]
+
+
+def test_demo_never_overwrites_its_input(tmp_path: Path, clip: Path, pyratok: Command) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    taken = clip.rename(out / "x-reconstructed.mp4")
+    content = taken.read_bytes()
+    (out / "x.mp4").symlink_to(taken)
+    assert pyratok("demo", "--input", out / "x.mp4", "--out", out) == 2
+    assert taken.read_bytes() == content
+
+
+def test_demo_wants_the_parent_of_its_folder(clip: Path, tmp_path: Path, pyratok: Command) -> None:
+    assert pyratok("demo", "--input", clip, "--out", tmp_path / "no" / "out") == 2
+    assert pyratok("demo", "--input", clip, "--out", clip) == 2
+
+
+def test_evaluate_prints_a_row_per_clip_and_the_mean(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.mp4").write_bytes(clip.read_bytes())
+    numbers = tmp_path / "numbers.json"
+    options = ["--size", 48, "--crop", 32, "--frames", 5, "--levels", "1,3"]
+    assert pyratok("evaluate", "reconstruction", "--data", tmp_path, *options, "--json", numbers) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("clip.mp4", "other.mp4", "mean", "levels 1-3"))
+    found = json.loads(numbers.read_text())
+    assert [row["clip"] for row in found["clips"]] == ["clip.mp4", "other.mp4"]
+    assert [score["levels"] for score in found["mean"]] == [1, 3]
+
+
+def test_levels_are_all_or_a_list() -> None:
+    assert parse_levels("all") is None
+    assert parse_levels("3,1,3") == [1, 3]
+    for text in ("", "0", "1,x", "-1"):
+        with pytest.raises(ValueError, match="--levels"):
+            parse_levels(text)
+
+
+def test_settings_are_json_where_they_can_be() -> None:
+    found = parse_settings(["optim.lr=1e-4", "steps=10", "name=nano", "grid=[1,2]", "note=a=b", "ema=true"])
+    assert found == {"optim.lr": 1e-4, "steps": 10, "name": "nano", "grid": [1, 2], "note": "a=b", "ema": True}
+    with pytest.raises(ValueError, match="name=value"):
+        parse_settings(["=1"])
+
+
+def test_settings_reach_into_the_recipe() -> None:
+    recipe = build_recipe("nano", {"train.steps": 3, "train.losses": to_dict(LossWeights()), "name": "mine"})
+    assert (recipe.train.steps, recipe.name) == (3, "mine")
+    with pytest.raises(ValueError, match="did you mean 'train.steps'"):
+        build_recipe("nano", {"train.step": 3})
+    with pytest.raises(ValueError, match="did you mean 'nano'"):
+        build_recipe("nanoo", {})
+
+
+def test_train_hands_everything_to_the_run(tmp_path: Path, pyratok: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    def run(recipe: Recipe, *arguments: Any, on_log: Callable[[dict[str, Any]], None], **options: Any) -> Path:
+        on_log({"step": 1, "total": 0.5, "clips_per_second": 8.0})
+        calls.append((recipe.train.steps, arguments, options))
+        return tmp_path / "model"
+
+    monkeypatch.setattr("pyratok.train.run.run", run)
+    options = ["--out", tmp_path / "run", "--data", tmp_path, "--set", "train.steps=3", "--resume"]
+    assert pyratok("train", "nano", *options) == 0
+    assert calls == [(3, ([tmp_path], tmp_path / "run"), {"init": None, "resume": True})]
+
+
+def test_doctor_is_content_with_a_sound_installation(tmp_path: Path, pyratok: Command) -> None:
+    numbers = tmp_path / "doctor.json"
+    assert pyratok("doctor", "--json", numbers) == 0
+    found = json.loads(numbers.read_text())
+    assert found["healthy"]
+    assert {"torch", "video", "model", "memory"} <= {check["name"] for check in found["checks"]}
+
+
+def test_doctor_names_what_is_broken_and_how_to_mend_it(
+    pyratok: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(name: str | None) -> None:
+        raise ValueError("weights do not match their checksum")
+
+    monkeypatch.setattr(common, "load_model", damaged)
+    assert pyratok("doctor") == 1
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "weights do not match their checksum" in printed
+    assert "fix:" in printed
+
+
+def test_every_finding_that_is_not_fine_comes_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "CORE", ("no_such_package",))
+    monkeypatch.setattr(doctor, "EXTRAS", {"none": ("no_such_module",)})
+    monkeypatch.setattr(common, "available_memory", lambda: 10)
+    monkeypatch.setattr(doctor, "LOW_DISK", 1 << 62)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)
+    checks = {check.name: check for check in doctor.examine()}
+    assert {checks[name].status for name in ("no_such_package",)} == {"fail"}
+    assert {checks[name].status for name in ("[none]", "memory", "disk", "bf16")} == {"note"}
+    assert all(check.fix for check in checks.values() if check.status != "ok")
