@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip install --quiet --prefer-binary --disable-pip-version-check -c constraints.txt
+PIP    := $(BIN)/python -m pip install -qq --prefer-binary --disable-pip-version-check -c constraints.txt
 OUT    ?= pyratok-demo
 JOBS   ?= 2
 

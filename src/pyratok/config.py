@@ -32,13 +32,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
-    """Inverse of :func:`to_dict`; an unknown key is an error that names the nearest known one."""
+    """Inverse of :func:`to_dict`, strict: raises ValueError for a key that is unknown (naming the nearest known one) or
+    missing, and for a value of another type than the field's."""
     hints = typing.get_type_hints(cls)
-    names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in values:
-        if key not in names:
-            raise ValueError(f"{cls.__name__} has no field {key!r}{nearest(key, names)}")
-    return cls(**{key: _convert(hints[key], value) for key, value in values.items()})
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ValueError(f"{cls.__name__} has no field {key!r}{nearest(key, known)}")
+        try:
+            fields[key] = _convert(hints[key], value)
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    for key, field in known.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        _require(key in fields or not required, f"{cls.__name__} needs the field {key!r}")
+    return cls(**fields)
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:
@@ -54,16 +63,21 @@ def _convert(hint: Any, value: Any) -> Any:
             return None
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
         origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+    args = typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        _require(isinstance(value, dict), f"expected an object with the fields of {hint}, got {value!r}")
         return from_dict(typing.cast(type, hint), value)
     if origin is tuple:
-        args = typing.get_args(hint)
+        _require(isinstance(value, (list, tuple)), f"expected a list, got {value!r}")
         inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
-        if len(inner) != len(value):
-            raise ValueError(f"expected {len(inner)} values, got {value!r}")
+        _require(len(inner) == len(value), f"expected {len(inner)} values, got {value!r}")
         return tuple(_convert(kind, item) for kind, item in zip(inner, value, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if origin is typing.Literal:
+        _require(value in args, f"expected one of {', '.join(map(repr, args))}, got {value!r}")
+    elif hint is float and type(value) is int:
         return float(value)
+    elif isinstance(hint, type):
+        _require(type(value) is hint, f"expected {hint.__name__}, got {value!r}")
     return value
 
 
@@ -101,8 +115,10 @@ class WanVAEConfig:
             flags = getattr(self, name)
             if flags is not None:
                 _require(len(flags) == stages - 1, f"{name} needs {stages - 1} entries, got {flags}")
-        for name in ("base_dim", "z_dim", "num_res_blocks", "patch_size"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(min(self.dim_mult) >= 1, f"dim_mult must be at least 1, got {self.dim_mult}")
+        for name in ("base_dim", "decoder_base_dim", "z_dim", "num_res_blocks", "patch_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         for name in ("latents_mean", "latents_std"):
             values = getattr(self, name)
             if values is not None:
@@ -161,7 +177,11 @@ class LaPQConfig:
         _require(len(self.taps) == len(self.strides), f"{len(self.taps)} taps for {len(self.strides)} strides")
         _require(len(self.taps) >= 1, "LaPQ needs at least one level")
         _require(1 <= self.num_bits <= 24, f"num_bits must be in 1..24, got {self.num_bits}")
-        _require(self.width % self.num_heads == 0, f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        for name in ("width", "num_heads", "text_dim"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(min(map(min, self.strides)) >= 1, f"strides must be at least 1, got {self.strides}")
+        heads = self.num_heads
+        _require(self.width % heads == 0, f"width {self.width} is not a multiple of num_heads {heads}")
         _require(0.0 <= self.level_dropout <= 1.0, f"level_dropout must be in [0, 1], got {self.level_dropout}")
         previous = self.strides[0]
         for stride in self.strides:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import FakeTokenizer, moving_video
 
+from fakes import FakeTokenizer, moving_video
 from pyratok.cli import app, common
 from pyratok.data.video_io import save_video
 

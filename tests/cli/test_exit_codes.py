@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import FakeTokenizer, moving_video
-from subprocesses import run_python
 
+from fakes import FakeTokenizer, moving_video
 from pyratok.cli import app, common
 from pyratok.codec.container import save_tokens
 from pyratok.types import ModelId
+from subprocesses import run_python
 
 Command = Callable[..., int]
 

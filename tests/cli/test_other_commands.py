@@ -91,7 +91,7 @@ def test_settings_are_json_where_they_can_be() -> None:
 def test_settings_reach_into_the_recipe() -> None:
     recipe = build_recipe("nano", {"train.steps": 3, "train.losses": to_dict(LossWeights()), "name": "mine"})
     assert (recipe.train.steps, recipe.name) == (3, "mine")
-    with pytest.raises(ValueError, match="did you mean 'train.steps'"):
+    with pytest.raises(ValueError, match=r"did you mean 'train\.steps'"):
         build_recipe("nano", {"train.step": 3})
     with pytest.raises(ValueError, match="did you mean 'nano'"):
         build_recipe("nanoo", {})

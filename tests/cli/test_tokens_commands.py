@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from fakes import FakeTokenizer
 
+from fakes import FakeTokenizer
 from pyratok.codec.container import load_tokens
 from pyratok.data.video_io import load_video, probe
 
@@ -57,13 +57,13 @@ def test_side_by_side_is_twice_as_wide_and_starts_with_the_original(
     assert float((both[..., : original.shape[-1]] - original).abs().mean()) < 0.05
 
 
-def test_reconstruct_measures_every_frame(clip: Path, tmp_path: Path, pyratok: Command) -> None:
+def test_reconstruct_measures_every_frame(clip: Path, tmp_path: Path, pyratok: Command, model: FakeTokenizer) -> None:
     numbers = tmp_path / "numbers.json"
     assert pyratok("reconstruct", clip, "-o", tmp_path / "out.mp4", "--json", numbers) == 0
     found = json.loads(numbers.read_text())
     assert len(found["psnr_per_frame"]) == len(found["ssim_per_frame"]) == found["frames"] == 9
     assert found["psnr"] == pytest.approx(sum(found["psnr_per_frame"]) / 9)
-    assert found["model"]["fingerprint"] == FakeTokenizer.model_id.fingerprint
+    assert found["model"]["fingerprint"] == model.model_id.fingerprint
 
 
 def test_more_levels_cost_more_and_look_better(clip: Path, tmp_path: Path, pyratok: Command) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import islice
@@ -43,7 +44,7 @@ def encode(
     prepare: Callable[[av.VideoStream], None] = lambda stream: None,
 ) -> Path:
     """Encode with PyAV alone; ``times`` in ticks of ``clock`` make a variable rate."""
-    is_still = path.suffix in {".png", ".jpg", ".webp", ".bmp"} and codec != "apng"
+    is_still = path.suffix in {".png", ".jpg", ".webp", ".bmp", ".tiff"} and codec != "apng"
     muxer = {"format": "image2", "options": {"update": "1"}} if is_still else {}
     with av.open(str(path), "w", **muxer) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -194,7 +195,7 @@ def test_crop_cuts_the_centre(tmp_path: Path) -> None:
     path = encode(tmp_path / "a.png", [picture], "png", "rgb24")
     assert np.array_equal(to_uint8(load_video(path, crop=11))[0], picture[5:16, 9:20])
     assert np.array_equal(to_uint8(load_video(path, crop=(21, 4)))[0], picture[:, 13:17])
-    with pytest.raises(VideoError, match="a.png.*22x22.*30x21"):
+    with pytest.raises(VideoError, match=r"a.png.*22x22.*30x21"):
         load_video(path, crop=22)
 
 
@@ -216,7 +217,9 @@ def test_available_memory_is_plausible() -> None:
 # Kinds of pictures
 
 
-@pytest.mark.parametrize(("name", "codec", "pixels"), [("a.png", "png", "rgb24"), ("a.bmp", "bmp", "bgr24")])
+@pytest.mark.parametrize(
+    ("name", "codec", "pixels"), [("a.png", "png", "rgb24"), ("a.bmp", "bmp", "bgr24"), ("a.tiff", "tiff", "rgb24")]
+)
 def test_image_is_one_exact_frame_without_rate(tmp_path: Path, name: str, codec: str, pixels: str) -> None:
     picture = noise(7, 11)
     path = encode(tmp_path / name, [picture], codec, pixels)
@@ -268,7 +271,13 @@ def test_gif_and_apng_are_video_unless_single(tmp_path: Path) -> None:
         assert load_video(five, frames=33).fps == 10.0
         assert not probe(five).is_image
     thirty = encode(
-        tmp_path / "thirty.gif", flat(20), "gif", "rgb8", times=[round(k / 0.3) for k in range(20)], clock=CENTI
+        tmp_path / "thirty.gif",
+        flat(20),
+        "gif",
+        "rgb8",
+        rate=30,
+        times=[round(k / 0.3) for k in range(20)],
+        clock=CENTI,
     )
     assert load_video(thirty).shape[2] == 20  # steps of 3, 3, 4 hundredths
     assert load_video(thirty).fps == pytest.approx(30, rel=0.02)
@@ -323,8 +332,8 @@ def test_unusual_names(tmp_path: Path, clip: Path, name: str) -> None:
 
 def test_bad_arguments_name_file_and_value(clip: Path) -> None:
     for arguments, text in [
-        ({"frames": 0}, "frames.*0"), ({"size": 0}, "size.*0"), ({"size": -3}, "size.*-3"), ({"start": -1.0}, "start.*-1"),
-        ({"fps": 0.0}, "fps.*0"), ({"fps": float("nan")}, "fps.*nan"), ({"crop": 0}, "crop.*0"),
+        ({"frames": 0}, "frames.*0"), ({"size": 0}, "size.*0"), ({"size": -3}, "size.*-3"), ({"crop": 0}, "crop.*0"),
+        ({"fps": 0.0}, "fps.*0"), ({"fps": float("nan")}, "fps.*nan"), ({"start": -1.0}, "start.*-1"),
         ({"start": 2.0}, "start=2 is beyond the end"), ({"start": 99.0}, "lasts 2.00 s"),
         ({"start": float("inf")}, "start.*inf"),
     ]:  # fmt: skip
@@ -394,11 +403,10 @@ def test_damage_matters_only_where_it_is_needed(tmp_path: Path, suffix: str) -> 
     assert torch.equal(load_video(path, frames=10), whole)
     with pytest.raises(VideoError, match=rf"a{suffix}: damaged at \d.\d+ s"):
         load_video(path)
-    before = 0
-    with pytest.raises(VideoError):
-        for _ in iter_frames(path):
-            before += 1
-    assert 10 <= before < 40
+    before = []
+    with pytest.raises(VideoError, match="damaged"):
+        before.extend(time for time, _ in iter_frames(path))
+    assert 10 <= len(before) < 40
 
 
 @pytest.mark.parametrize(("suffix", "options"), [(".mp4", {"movflags": "faststart"}), (".mkv", {}), (".avi", {})])
@@ -425,8 +433,9 @@ def test_any_damaged_byte_gives_a_video_or_one_clear_line(tmp_path: Path, clip: 
         for position in generator.integers(0, len(hurt), 3):
             hurt[position] = generator.integers(256)
         path.write_bytes(hurt)
+        outcome: object = None
         try:
-            assert load_video(path, size=16, crop=16).shape[-2:] == (16, 16)
+            outcome = load_video(path, size=16, crop=16).shape[-2:]
         except VideoError as error:
-            assert str(error).startswith(str(path))
-            assert "\n" not in str(error)
+            outcome = str(error)
+        assert outcome == (16, 16) or re.fullmatch(rf"{path}: .+", str(outcome))

@@ -57,7 +57,7 @@ def test_uint8_and_float_are_exact_inverses() -> None:
 def test_to_uint8_clamps_and_refuses_what_is_no_video() -> None:
     assert to_uint8(torch.tensor([-1.5, 0.0, 1.5]).reshape(1, 3, 1, 1, 1)).tolist() == [[[[0, 128, 255]]]]
     for value in (float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="frame 1 .*NaN"):
+        with pytest.raises(ValueError, match="NaN"):
             to_uint8(torch.tensor([0.0, value]).reshape(1, 1, 2, 1, 1).expand(1, 3, 2, 4, 4))
     with pytest.raises(ValueError, match=r"\[2, 3, 1, 4, 4\]"):
         to_uint8(torch.zeros(2, 3, 1, 4, 4))
@@ -176,9 +176,14 @@ def test_frames_written_in_parts_give_the_same_video(tmp_path: Path) -> None:
 def test_interrupted_writing_leaves_the_folder_as_it_was(tmp_path: Path, name: str, frames_before: int) -> None:
     path = tmp_path / name
     path.write_bytes(b"old")
-    with pytest.raises(KeyboardInterrupt), VideoWriter(path, fps=10) as writer:
-        writer.write(smooth(frames_before, 16, 16))
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with VideoWriter(path, fps=10) as writer:
+            writer.write(smooth(frames_before, 16, 16))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -207,18 +212,28 @@ def test_what_cannot_be_written_is_one_clear_line(tmp_path: Path) -> None:
         save_video(two, tmp_path / "a.mp4", fps=-1)
     with pytest.raises(VideoError, match=r"a.mp4: no frame"):
         save_video(two[:, :, :0], tmp_path / "a.mp4", fps=10)
-    with pytest.raises(VideoError, match="8x9 after frames of 8x8"), VideoWriter(tmp_path / "a.mp4", fps=10) as writer:
+    with pytest.raises(VideoError, match=r"crf.*99"):
+        save_video(two, tmp_path / "a.mp4", fps=10, crf=99)
+    with pytest.raises(VideoError, match=r"a.mp4: cannot be written"):
+        save_video(from_uint8(smooth(1, 2, 17000)), tmp_path / "a.mp4", fps=10)  # H.264 ends at 16384
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.mp4"]
+
+
+def test_frames_of_another_size_are_refused(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", fps=10) as writer:
         writer.write(smooth(1, 8, 8))
-        writer.write(smooth(1, 9, 8))
+        with pytest.raises(VideoError, match="8x9 after frames of 8x8"):
+            writer.write(smooth(1, 9, 8))
+    assert load_video(tmp_path / "a.mp4").shape == (1, 3, 1, 8, 8)
+
+
+def test_tensors_that_are_no_video_are_refused(tmp_path: Path) -> None:
+    two = from_uint8(smooth(2, 8, 8))
     with pytest.raises(ValueError, match="one clip"):
         save_video(two.repeat(2, 1, 1, 1, 1), tmp_path / "a.mp4", fps=10)
     with pytest.raises(ValueError, match="NaN"):
         save_video(two * float("nan"), tmp_path / "a.mp4", fps=10)
-    with pytest.raises(VideoError, match=r"crf.*99"):
-        save_video(two, tmp_path / "a.mp4", fps=10, crf=99)
-    with pytest.raises(VideoError, match="a.mp4: cannot be written"):
-        save_video(from_uint8(smooth(1, 2, 17000)), tmp_path / "a.mp4", fps=10)  # H.264 ends at 16384
-    assert [file.name for file in tmp_path.iterdir()] == ["folder.mp4"]
+    assert not list(tmp_path.iterdir())
 
 
 # Sound

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,14 +14,10 @@ from pyratok.cli import common
 from pyratok.cli.common import JsonOption, ModelOption, Output, ShownStopwatch
 
 if TYPE_CHECKING:
+    from pyratok.eval.codebook_usage import UsageRecord
     from pyratok.eval.reconstruction import ClipScore, PrefixScore, ReconstructionRecord
 
 app = typer.Typer(help="Measure a model by a fixed protocol.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps ``evaluate`` a group of verbs while it has only one."""
 
 
 @app.command()
@@ -58,6 +55,53 @@ def reconstruction(
     out.table(*score_table(record), last_is_total=True)
     out.console.print(f"[dim]{record.model}, protocol {protocol.digest}[/]")
     out.finish(record.to_dict())
+
+
+@app.command("codebook-usage")
+def codebook_usage(
+    data: Annotated[
+        list[Path], typer.Option("--data", metavar="DIR_OR_MANIFEST", help="Training media; may be given several times.")
+    ],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Count N tokens per level.")] = 1_000_000,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Keep decoded frames here; default: a temporary folder.")
+    ] = None,
+    model: ModelOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Share of the vocabulary in use, perplexity and bit balance per level, on the training mix."""
+    from pyratok.data.mixes import DataConfig, mixed_clips
+    from pyratok.eval.codebook_usage import UsageProtocol, evaluate_usage
+
+    out, watch = Output(json_file), ShownStopwatch()
+    protocol = UsageProtocol(tokens=tokens)
+    with watch.step("loading the model"):
+        tokenizer = common.load_model(model)
+    shape = {"frames": protocol.frames, "size": protocol.size, "seed": protocol.seed}
+    with TemporaryDirectory() as temporary:
+        with watch.step("reading the media"):
+            clips = mixed_clips(DataConfig(), data, cache or Path(temporary), **shape, length=protocol.most_clips)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        terminal = watch.console.is_terminal
+        with Progress(*columns, console=watch.console, transient=True, disable=not terminal) as bar:
+            task = bar.add_task("tokens", total=1.0)
+            record = evaluate_usage(tokenizer, clips, protocol, lambda share: bar.update(task, completed=share))
+    out.table(*usage_table(record))
+    out.console.print(f"[dim]{record.model}, {record.clips} clips[/]")
+    out.finish(record.to_dict())
+
+
+def usage_table(record: UsageRecord) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: use of the vocabulary by every level, and by all of them pooled."""
+    columns = ["level", "tokens", "words used", "perplexity", "bit means", "dead bits"]
+    named = [*((str(i), level) for i, level in enumerate(record.usage.levels, 1)), ("all", record.usage.pooled)]
+    rows = []
+    for name, use in named:
+        words = "-" if use.unique is None else f"{use.unique:,} ({use.share:.1%})"
+        perplexity = "-" if use.perplexity is None else f"{use.perplexity:,.0f}"
+        means = f"{min(use.bit_means):.2f} to {max(use.bit_means):.2f}"
+        rows.append([name, f"{use.tokens:,}", words, perplexity, means, str(len(use.dead_bits))])
+    return columns, rows
 
 
 def parse_levels(text: str) -> list[int] | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pyratok.cli.common import Output
@@ -38,9 +39,9 @@ def train(
     from pyratok.train.run import run
 
     config = build_recipe(recipe, overrides)
-    output = Output(None)
+    console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=output.console) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(config.name, total=config.train.steps)
 
         def show(record: Mapping[str, Any]) -> None:
@@ -48,7 +49,7 @@ def train(
             bar.update(task, completed=record["step"], description=words)
 
         model = run(config, data, out, init=init, resume=resume, on_log=show)
-    output.facts({"model": model})
+    Output(None).facts({"model": model})
 
 
 def build_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -28,7 +29,9 @@ class MixedClips(Dataset[Tensor]):
         length: int,
         seed: int = 0,
     ) -> None:
-        if len(sources) != len(weights) or not sources or min(weights) < 0 or sum(weights) <= 0:
+        if not sources:
+            raise ValueError("nothing to draw clips from: add videos or photographs (sprites move over photographs)")
+        if len(sources) != len(weights) or min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(f"{len(sources)} sources need as many non-negative weights, got {list(weights)}")
         self.sources = list(sources)
         self.weights = np.asarray(weights, dtype=np.float64) / sum(weights)
@@ -38,6 +41,8 @@ class MixedClips(Dataset[Tensor]):
         return self.length
 
     def __getitem__(self, index: int) -> Tensor:
+        if not 0 <= index < self.length:
+            raise IndexError(f"clip {index} of {self.length}")
         rng = np.random.default_rng((self.seed, index))
         source = self.sources[rng.choice(len(self.sources), p=self.weights)]
         clip = source.sample(rng, self.frames, self.size)
@@ -53,5 +58,17 @@ def batches(dataset: MixedClips, batch_size: int, start: int = 0, workers: int =
     """Batches of uint8 clips from batch number ``start`` on; the same however often one stops and starts again."""
     indices = range(start * batch_size, len(dataset) // batch_size * batch_size)
     groups = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
-    loader = DataLoader(dataset, batch_sampler=groups, num_workers=workers, prefetch_factor=4 if workers else None)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=groups,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_trainer,
+    )
     return iter(loader)
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """A worker that a signal to the whole process group kills takes the trainer along before that could save."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)

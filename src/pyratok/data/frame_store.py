@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from pyratok.data.video_io import iter_frames
+from pyratok.data.video_io import VideoError, iter_frames
 
 
 class FrameStore:
@@ -27,35 +28,64 @@ class FrameStore:
         self.max_side = max_side
         self._open: dict[Path, np.ndarray] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker that is sent this store maps the files itself; pickled, the maps would be whole videos.
+        return self.__dict__ | {"_open": {}}
+
     def path_of(self, video: Path) -> Path:
         """Where the frames of ``video`` are kept; changes when the file does."""
+        if not video.is_file():
+            raise VideoError(f"{video}: no such file")
         stat = video.stat()
         key = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{self.max_side}"
         return self.cache / f"{video.stem}-{hashlib.sha1(key.encode()).hexdigest()[:12]}.npy"
 
     def frames(self, video: Path) -> np.ndarray:
-        """Read-only uint8 ``[T, H, W, 3]``."""
+        """Read-only uint8 ``[T, H, W, 3]``, T >= 1. Raises VideoError where the video cannot be read to its end."""
         if video not in self._open:
             path = self.path_of(video)
             if not path.exists():
                 self._decode(video, path)
-            self._open[video] = np.load(path, mmap_mode="r")
+            try:
+                self._open[video] = np.load(path, mmap_mode="r")
+            except ValueError:  # cut short by a full disk or a crash
+                self._decode(video, path)
+                self._open[video] = np.load(path, mmap_mode="r")
         return self._open[video]
 
     def _decode(self, video: Path, path: Path) -> None:
-        import cv2
-
-        shrunk: list[np.ndarray] = []
-        for _, frame in iter_frames(video):
-            scale = self.max_side / min(frame.shape[:2])
-            if scale < 1:
-                height, width = (round(side * scale) for side in frame.shape[:2])
-                frame = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-            shrunk.append(frame)
+        """Write the frames one by one: a film does not fit in memory."""
         self.cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp.npy")
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        count = 0
         try:
-            np.save(temporary, np.stack(shrunk))
-            os.replace(temporary, path)
+            with open(temporary, "wb") as file:
+                for _, frame in iter_frames(video):
+                    frame = self._shrink(frame)
+                    if not count:
+                        _write_header(file, 0, frame)
+                    file.write(np.ascontiguousarray(frame))
+                    count += 1
+                file.seek(0)
+                # numpy leaves room for the number of frames to grow, so this is as long as the first one.
+                _write_header(file, count, frame)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _shrink(self, frame: np.ndarray) -> np.ndarray:
+        import cv2
+
+        scale = self.max_side / min(frame.shape[:2])
+        if scale >= 1:
+            return frame
+        height, width = (round(side * scale) for side in frame.shape[:2])
+        return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def _write_header(file: BinaryIO, count: int, frame: np.ndarray) -> None:
+    """The ``.npy`` header of ``count`` such frames."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *frame.shape)}
+    np.lib.format.write_array_header_1_0(file, header)

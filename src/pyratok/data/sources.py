@@ -9,13 +9,22 @@ from __future__ import annotations
 import functools
 import math
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from pyratok.data.frame_store import FrameStore
+from pyratok.data.manifests import report_broken
+from pyratok.data.video_io import VideoError
+
+ImageT = TypeVar("ImageT")
+
+# Longer photographs are read at this size: crops cover a few hundred pixels, and a camera's 50 megabytes each do not
+# fit in memory by the hundred.
+MAX_PHOTO_SIDE = 1600
 
 
 class ClipSource(Protocol):
@@ -30,16 +39,24 @@ class Footage:
     A crop covers ``zoom * size`` source pixels, ``zoom`` log-uniform in ``zoom_range``, so that textures are seen
     at and below their native scale; frames are taken at steps of 1, sometimes 2; clips are mirrored half of the time.
     A video is drawn with the square root of its length, so that one long film does not drown the rest.
+
+    Videos that cannot be read are left out with a warning; ValueError when they are more than half.
     """
 
-    def __init__(
-        self, videos: Sequence[Path], store: FrameStore, zoom_range: tuple[float, float] = (1.0, 2.0)
-    ) -> None:
+    def __init__(self, videos: Sequence[Path], store: FrameStore, zoom_range: tuple[float, float] = (1.0, 2.0)) -> None:
         if not videos:
             raise ValueError("no videos to sample from")
-        self.videos, self.store, self.zoom_range = list(videos), store, zoom_range
-        lengths = np.array([len(store.frames(v)) for v in self.videos], dtype=np.float64)
-        self.weights = np.sqrt(lengths) / np.sqrt(lengths).sum()
+        lengths: dict[Path, int] = {}
+        broken: dict[Path, str] = {}
+        for video in videos:
+            try:
+                lengths[video] = len(store.frames(video))
+            except VideoError as error:
+                broken[video] = str(error).removeprefix(f"{video}: ")
+        report_broken("videos", len(videos), broken)
+        self.videos, self.store, self.zoom_range = list(lengths), store, zoom_range
+        roots = np.sqrt(np.array(list(lengths.values()), dtype=np.float64))
+        self.weights = roots / roots.sum()
 
     def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
         import cv2
@@ -70,7 +87,7 @@ class PhotoPaths:
     def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
         import cv2
 
-        levels = photo_pyramid(self.photos[rng.integers(len(self.photos))])
+        levels = draw(self.photos, photo_pyramid, rng)
         low, high = np.log(self.zoom_range)
         zoom = min(math.exp(rng.uniform(low, high)), min(levels[0].shape[:2]) / size)
         # The pyramid level just finer than the wanted scale keeps warping free of aliasing.
@@ -82,7 +99,8 @@ class PhotoPaths:
         still = rng.random() < 0.1
         reach = 0.0 if still else size * rng.choice([0.05, 0.2, 0.6]) * (frames - 1) / 16
         direction = rng.uniform(0, 2 * math.pi)
-        wobble = (0.0 if still else rng.uniform(0, 0.03)) * np.sin(2 * math.pi * (time * rng.uniform(0.5, 2) + rng.random()))
+        strength = 0.0 if still else rng.uniform(0, 0.03)
+        wobble = strength * np.sin(2 * math.pi * (time * rng.uniform(0.5, 2) + rng.random()))
         scale = zoom * np.exp((0.0 if still else rng.normal(0, 0.12)) * time + wobble)
         angle = rng.uniform(-0.2, 0.2) + (0.0 if still else rng.normal(0, 0.12)) * time
         shear = (0.0 if still else rng.normal(0, 0.05)) * time
@@ -121,10 +139,10 @@ class Sprites:
 
         clip = self.background.sample(rng, frames, size)
         for _ in range(int(rng.integers(1, 4))):
-            sprite = read_rgba(self.sprites[rng.integers(len(self.sprites))])
+            sprite = draw(self.sprites, read_rgba, rng)
             scale = size * rng.uniform(0.25, 0.8) / max(sprite.shape[:2])
             if scale < 1:
-                sprite = cv2.resize(sprite, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+                sprite = shrink(sprite, scale)
             height, width = sprite.shape[:2]
             start, stop = rng.uniform(0, size, (2, 2))
             path = start + (stop - start) * rng.uniform(0, 1) * np.linspace(0, 1, frames)[:, None]
@@ -150,6 +168,25 @@ def textured_corner(image: np.ndarray, side: int, rng: np.random.Generator, trie
     return top, left
 
 
+def draw(paths: Sequence[Path], read: Callable[[Path], ImageT], rng: np.random.Generator, tries: int = 8) -> ImageT:
+    """A random image; one that cannot be read is passed over with a warning, too many in a row are a ValueError."""
+    for _ in range(tries):
+        path = paths[int(rng.integers(len(paths)))]
+        try:
+            return read(path)
+        except ValueError as error:
+            warnings.warn(f"passed over: {error}", stacklevel=2)
+    raise ValueError(f"{tries} images in a row cannot be read, the last of them {path}")
+
+
+def shrink(image: np.ndarray, scale: float) -> np.ndarray:
+    """Area-averaged image with sides of ``scale`` times the old ones, at least a pixel."""
+    import cv2
+
+    fy, fx = (max(scale, 1 / side) for side in image.shape[:2])
+    return cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)
+
+
 def mirror(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The clip or, half of the time, its mirror image."""
     return np.ascontiguousarray(clip[:, :, ::-1]) if rng.random() < 0.5 else clip
@@ -157,12 +194,15 @@ def mirror(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def photo_pyramid(path: Path) -> tuple[np.ndarray, ...]:
-    """A photograph as RGB uint8 at scales 1, 1/2, 1/4, ... down to 64 pixels."""
+    """A photograph as RGB uint8 at scales 1, 1/2, 1/4, ... down to 64 pixels; scale 1 is ``MAX_PHOTO_SIDE`` at most."""
     import cv2
 
-    photo = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR_RGB)
+    photo = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR)
     if photo is None:
         raise ValueError(f"{path}: not a readable image")
+    photo = cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+    if max(photo.shape) > MAX_PHOTO_SIDE:
+        photo = shrink(photo, MAX_PHOTO_SIDE / max(photo.shape))
     levels = [photo]
     while min(levels[-1].shape[:2]) >= 128:
         levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
@@ -177,6 +217,8 @@ def read_rgba(path: Path) -> np.ndarray:
     image = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3:
         raise ValueError(f"{path}: not a readable colour image")
+    if image.dtype == np.uint16:
+        image = (image // 257).astype(np.uint8)
     alpha = image[..., 3:] if image.shape[2] == 4 else np.full_like(image[..., :1], 255)
     rgb = image[..., 2::-1].astype(np.uint16) * alpha // 255
     return np.concatenate([rgb.astype(np.uint8), alpha], axis=2)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from torch import Tensor
 
 # swscale's default replicates chroma and truncates: a mean shift of up to 1.5 levels and 2.5 dB on a 4:2:0 round trip
 # of photographs. Full chroma interpolation and exact rounding bring the shift below 0.15 levels.
-_ACCURATE = int(Interpolation.FULL_CHR_H_INT) | int(Interpolation.ACCURATE_RND)
-BICUBIC = int(Interpolation.BICUBIC) | _ACCURATE
-AREA = int(Interpolation.AREA) | _ACCURATE
+_ACCURATE = 0x2000 | 0x40000  # SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND, which older PyAV has no names for
+BICUBIC = 0x4 | _ACCURATE
+AREA = 0x20 | _ACCURATE
 
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
 
@@ -50,17 +52,16 @@ def to_uint8(video: Tensor) -> np.ndarray:
     for index, frame in enumerate(clip.detach().unbind(1)):
         values = frame.float().add(1).mul_(127.5).round_()
         if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"frame {index} of the video holds NaN or infinite values")
+            raise ValueError("the video holds NaN or infinite values")
         frames[index] = values.clamp_(0, 255).to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     return frames
 
 
 def orientation(frame: av.VideoFrame) -> tuple[int, bool]:
     """``(turns, mirrored)``: for display, mirror left to right first, then turn by quarters counter-clockwise."""
-    try:
+    matrix: Any = None
+    with suppress(ValueError):  # side data of a kind that PyAV has no name for, as EXIF
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # side data of a kind that PyAV has no name for, as EXIF
-        matrix = None
     if matrix is None:
         return round(frame.rotation / 90) % 4, False
     return matrix_orientation(np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2])

@@ -39,6 +39,10 @@ class VideoTrack:
     A context manager. Raises VideoError when the file cannot be opened, has no video or no frame that decodes.
     """
 
+    container: InputContainer
+    stream: VideoStream
+    _decoder: Iterator[av.VideoFrame]
+
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
         self._origin: int | None = None
@@ -65,16 +69,17 @@ class VideoTrack:
         self.container.close()
 
     def _open(self) -> None:
-        self.container: InputContainer = open_media(self.path)
+        self.container = open_media(self.path)
         try:
             self.stream = _pick_stream(self.path, self.container)
         except BaseException:
             self.container.close()
             raise
-        if self._is_still_format():  # else a JPEG that was cut short decodes to a picture that is half grey
+        if self._is_still_format() and self.stream.codec_context.name == "mjpeg":
+            # Else a JPEG that was cut short decodes to a picture whose rest is grey.
             self.stream.codec_context.options = {"err_detect": "explode"}
         self._clock = self.stream.time_base or Fraction(1, av.time_base)
-        self._decoder: Iterator[av.VideoFrame] = self._decode()
+        self._decoder = self._decode()
 
     def _is_still_format(self) -> bool:
         name, brand = self.container.format.name, self.container.metadata.get("major_brand")

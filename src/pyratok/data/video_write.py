@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -18,6 +18,7 @@ from av.container import OutputContainer
 from av.filter import Graph
 from av.video.format import VideoFormat
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
+from av.video.stream import VideoStream
 from torch import Tensor
 
 from pyratok.data.video_base import PathLike, VideoError, exact_rate, note_true_size
@@ -73,12 +74,12 @@ class VideoWriter:
     H.264 in 4:2:0, the kind that plays everywhere, takes even sides only: an odd side gets one more row or column, a
     copy of the last, and the file notes its true size, which this package's readers cut back to.
 
-    ``crf``: constant quality, from 0 (best) to 51. ``audio_from``: a file whose sound, from
-    ``audio_start`` seconds after its first frame and for the length of the video, is copied without re-encoding; none
-    if it has none; where the container cannot hold it, a warning says so and the video is written without.
+    ``crf``: constant quality, from 0 (best) to 51. ``audio_from``: a file whose sound, from ``audio_start`` seconds
+    after its first frame and for the length of the video, is copied without re-encoding. Where there is no sound none
+    is written, nor, with a warning, where the container cannot hold it.
 
-    Raises VideoError, and leaves nothing behind: unknown suffix, missing folder, bad rate or crf, no frame at all, frames of
-    another size than the first, a second frame in an image, failure to encode or to write.
+    Raises VideoError, and leaves nothing behind: unknown suffix, missing folder, bad rate or crf, no frame at all,
+    frames of another size than the first, a second frame in an image, failure to encode or to write.
     """
 
     def __init__(
@@ -94,7 +95,8 @@ class VideoWriter:
         self.num_frames = 0
         suffix = self.path.suffix.lower()
         if suffix not in _FORMATS:
-            raise VideoError(f"{path}: cannot write {suffix or 'without a suffix'}; use one of {' '.join(_FORMATS)}")
+            known = " ".join(_FORMATS)
+            raise VideoError(f"{path}: cannot write {suffix or 'without a suffix'}; use one of {known}")
         self._format = _FORMATS[suffix]
         if fps is None and not self._format.is_still:
             raise VideoError(f"{path}: the frame rate is unknown; pass fps=")
@@ -156,13 +158,13 @@ class VideoWriter:
         with _failures_of(self.path):
             container = av.open(f"file:{self._temporary}", "w", format=kind.muxer, options=kind.muxer_options)
             self._container = container
-            self._stream = container.add_stream(kind.codec, rate=self._rate, options=dict(kind.codec_options))
+            self._stream = cast(VideoStream, container.add_stream(kind.codec, rate=self._rate))
         context = self._stream.codec_context
         context.height, context.width = height + self._padding[0], width + self._padding[1]
         context.pix_fmt = kind.pixels
         context.time_base = 1 / self._rate
+        context.options = kind.codec_options | ({"crf": str(self._crf)} if kind.is_lossy_video else {})
         if kind.is_lossy_video:
-            context.options = {**kind.codec_options, "crf": str(self._crf)}
             context.colorspace = context.color_primaries = context.color_trc = _BT709
             context.color_range = _LIMITED
         if any(self._padding):

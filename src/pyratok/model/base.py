@@ -47,10 +47,15 @@ class VideoTokenizer(nn.Module):
 
     @property
     def model_id(self) -> ModelId:
-        """Name and fingerprint; the latter covers configuration and weights, and is kept until ``train()``."""
+        """Name and fingerprint; in evaluation mode the latter is computed once and kept until ``train()``."""
+        fingerprint = self.fingerprint() if self.training else self.pin_fingerprint()
+        return ModelId(name=self.name, fingerprint=fingerprint)
+
+    def pin_fingerprint(self) -> str:
+        """Keep the fingerprint of the weights as they are: a later change of their type makes no other model."""
         if self._fingerprint is None:
             self._fingerprint = self.fingerprint()
-        return ModelId(name=self.name, fingerprint=self._fingerprint)
+        return self._fingerprint
 
     def fingerprint(self) -> str:
         """16 hex digits of a SHA-256 over the configuration (without the name) and every weight in float32."""
@@ -74,9 +79,9 @@ class VideoTokenizer(nn.Module):
         ``caption`` (one for all clips, or one per clip) lets text guide the quantizer; without one a learned null
         text stands in. Raises ValueError for a wrong shape, NaN, or values outside [-1, 1].
         """
+        check_video(video)
         fps = getattr(video, "fps", None)
         video = video.as_subclass(Tensor)
-        check_video(video)
         geometry = Geometry(
             frames=video.shape[2], height=video.shape[3], width=video.shape[4], strides=self.strides, fps=fps
         )
@@ -91,9 +96,12 @@ class VideoTokenizer(nn.Module):
 
         Raises ValueError for tokens of another model, and for a time slice that does not begin at the first frame.
         """
-        if tokens.model != self.model_id:
+        # A renamed model decodes the same: the fingerprint alone says what ids mean.
+        if tokens.model.fingerprint != self.model_id.fingerprint:
             raise ValueError(f"these tokens were made by {tokens.model}, this model is {self.model_id}")
         geometry = tokens.geometry
+        if (geometry.strides, tokens.num_bits) != (self.strides, self.num_bits):
+            raise ValueError(f"these tokens have other grids or words than {self.model_id}, whose name they bear")
         if geometry.first_step:
             raise ValueError(
                 f"these tokens begin at latent step {geometry.first_step}; decoding is causal and needs the steps "
@@ -136,6 +144,8 @@ class VideoTokenizer(nn.Module):
 
 def check_video(video: Tensor) -> None:
     """Refuse what is not a batch of clips in [-1, 1], saying what it is instead."""
+    if not isinstance(video, Tensor):
+        raise ValueError(f"expected a torch tensor [B, 3, T, H, W], got {type(video).__name__}")
     if video.ndim != 5 or video.shape[1] != 3:
         raise ValueError(f"expected video [B, 3, T, H, W], got shape {tuple(video.shape)}")
     if not video.numel():

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from pyratok.config import PyraTokConfig, from_dict
 from pyratok.model.base import VideoTokenizer
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import merge
-from pyratok.vae.hub import resolve_folder
+from pyratok.vae.hub import load_weights, read_json, read_weights, resolve_folder
 from pyratok.vae.wan_blocks import channels_last_
 
 FORMAT = "pyratok-model"
@@ -40,6 +39,7 @@ def save_pretrained(model: PyraTok, folder: str | os.PathLike[str], *, dtype: to
     plain.load_state_dict(merge(copy.deepcopy(model)).state_dict())
     plain.to(dtype).float()
     temporary = final.parent / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         tensors = {name: value.to(dtype).contiguous() for name, value in plain.state_dict().items()}
@@ -51,9 +51,9 @@ def save_pretrained(model: PyraTok, folder: str | os.PathLike[str], *, dtype: to
                 os.fsync(file.fileno())
         if final.exists():
             for name in (WEIGHTS, CONFIG):
-                os.replace(temporary / name, final / name)
+                (temporary / name).replace(final / name)
         else:
-            os.replace(temporary, final)
+            temporary.replace(final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -69,21 +69,21 @@ def from_pretrained(
     Raises :class:`ModelLoadError` naming what is wrong.
     """
     folder = resolve(source)
-    config_path = folder / CONFIG
-    if not config_path.is_file():
+    if not (folder / CONFIG).is_file():
         raise ModelLoadError(f"{folder}: no {CONFIG} there, so this is not a pyratok model")
     try:
-        config: dict[str, Any] = json.loads(config_path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelLoadError(f"{config_path}: not valid JSON ({error})") from None
-    if config.get("_class_name") == "AutoencoderKLPyraTok":
-        from pyratok.model.released import load_released
+        config = read_json(folder / CONFIG)
+        if config.get("_class_name") == "AutoencoderKLPyraTok":
+            from pyratok.model.released import load_released
 
-        model: VideoTokenizer = load_released(folder, config)
-    else:
-        model = _load_native(folder, config)
-    model._fingerprint = model.fingerprint() if model._fingerprint is None else model._fingerprint
-    channels_last_(model.eval().requires_grad_(False).to(dtype))
+            model: VideoTokenizer = load_released(folder, config)
+        else:
+            model = _load_native(folder, config)
+    except ValueError as error:
+        raise ModelLoadError(f"{folder}: {error}") from error
+    channels_last_(model.eval().requires_grad_(False))
+    model.pin_fingerprint()
+    model.to(dtype)
     return model
 
 
@@ -97,27 +97,16 @@ def resolve(source: str | os.PathLike[str] | None) -> Path:
         raise ModelLoadError(str(error)) from None
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, in float32."""
-    try:
-        return {name: value.float() for name, value in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise ModelLoadError(f"{path}: cannot be read as safetensors ({error})") from None
-
-
 def _load_native(folder: Path, config: dict[str, Any]) -> PyraTok:
     if config.pop("format", None) != FORMAT:
-        raise ModelLoadError(f"{folder / CONFIG}: not a pyratok model (no \"format\": \"{FORMAT}\")")
+        raise ValueError(f'{CONFIG} is not that of a pyratok model (no "format": "{FORMAT}")')
     version = config.pop("version", None)
     if version != VERSION:
-        raise ModelLoadError(f"{folder / CONFIG}: format version {version}, this pyratok reads {VERSION}; upgrade it")
+        raise ValueError(f"format version {version}, this pyratok reads version {VERSION}; upgrade it")
     fingerprint = config.pop("fingerprint", None)
-    try:
+    with torch.device("meta"):
         model = PyraTok(from_dict(PyraTokConfig, config))
-        model.load_state_dict(read_weights(folder / WEIGHTS))
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ModelLoadError(f"{folder}: {error}") from None
-    if model.fingerprint() != fingerprint:
-        raise ModelLoadError(f"{folder}: weights do not match their fingerprint {fingerprint}; the file is damaged")
+    load_weights(model, read_weights(folder / WEIGHTS))
+    if model.eval().pin_fingerprint() != fingerprint:
+        raise ValueError(f"configuration and weights do not match their fingerprint {fingerprint}; a file is damaged")
     return model
-

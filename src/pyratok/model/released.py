@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyratok.config import WanVAEConfig, to_dict
+from pyratok.config import to_dict
 from pyratok.model.base import VideoTokenizer
-from pyratok.model.pretrained import ModelLoadError, read_weights
 from pyratok.quantization.bits import sign
 from pyratok.types import TextEmbedding
+from pyratok.vae.hub import load_weights
 from pyratok.vae.wan import WanVAE
-from pyratok.vae.wan_loading import vae_config_from_diffusers, weight_files
+from pyratok.vae.wan_loading import read_diffusers_weights, vae_config_from_diffusers
 
 # Parts of the release that the text-free path does not use; anything else unknown is an error.
 UNUSED_PREFIXES = ("lapq_quantizer.", "lapq_text_mlp.")
@@ -55,20 +55,19 @@ class ResidualLatentTokenizer(VideoTokenizer):
 
 
 def load_released(folder: Path, config: dict[str, Any]) -> ResidualLatentTokenizer:
-    """Read a folder in the released layout; strict on the VAE, text tensors recognised and left aside."""
-    vae_config: WanVAEConfig = vae_config_from_diffusers(
-        {key: value for key, value in config.items() if not key.startswith("lapq_")}
-    )
-    dim = config.get("lapq_codebook_dim") or vae_config.z_dim
-    if dim != vae_config.z_dim:
-        raise ModelLoadError(f"{folder}: lapq_codebook_dim {dim} differs from z_dim {vae_config.z_dim}")
-    weights: dict[str, Tensor] = {}
-    for path in weight_files(folder):
-        weights |= read_weights(path)
-    vae = WanVAE(vae_config)
-    try:
-        vae.load_state_dict({k: v for k, v in weights.items() if not k.startswith(UNUSED_PREFIXES)})
-    except RuntimeError as error:
-        raise ModelLoadError(f"{folder}: {error}") from None
-    return ResidualLatentTokenizer(folder.resolve().name, vae, int(config.get("lapq_num_quantizers", 4)))
+    """Read a folder in the released layout; strict on the VAE, text tensors recognised and left aside.
 
+    Raises ValueError saying what in the folder does not fit.
+    """
+    vae_config = vae_config_from_diffusers({k: v for k, v in config.items() if not k.startswith("lapq_")})
+    num_stages, dim = config.get("lapq_num_quantizers", 4), vae_config.z_dim
+    if type(num_stages) is not int or num_stages < 1:
+        raise ValueError(f"lapq_num_quantizers must be at least 1, got {num_stages!r}")
+    for key, wanted in (("lapq_codebook_dim", dim), ("lapq_num_codes", 1 << dim)):
+        if config.get(key, wanted) != wanted:
+            raise ValueError(f"{key} {config[key]!r} does not go with z_dim {dim}, which asks for {wanted}")
+    with torch.device("meta"):
+        vae = WanVAE(vae_config)
+    weights = read_diffusers_weights(folder)
+    load_weights(vae, {k: v for k, v in weights.items() if not k.startswith(UNUSED_PREFIXES)})
+    return ResidualLatentTokenizer(folder.resolve().name, vae, num_stages)

@@ -34,8 +34,8 @@ class TextAttention(nn.Module):
             return x + (self.gate * constant).to(x.dtype).view(1, -1, 1, 1, 1)
         # The null text stays visible beside a caption: an escape for positions the caption says nothing about.
         null = self.null_text.expand(x.shape[0], 1, -1)
-        tokens = torch.cat([null, text.tokens.to(null.dtype)], dim=1)
-        mask = F.pad(text.mask, (1, 0), value=True)
+        tokens = torch.cat([null, text.tokens.to(null)], dim=1)
+        mask = F.pad(text.mask.to(null.device), (1, 0), value=True)
         heads = "b n (heads c) -> b heads n c"
         query = rearrange(self.query(rearrange(x, "b c t h w -> b (t h w) c")), heads, heads=self.num_heads)
         key, value = (rearrange(layer(tokens), heads, heads=self.num_heads) for layer in (self.key, self.value))

@@ -45,20 +45,20 @@ class LowRankDelta(nn.Module):
 def inject(module: nn.Module, config: LoRAConfig, targets: tuple[str, ...] = ("",)) -> list[str]:
     """Adapt every linear and convolution whose name starts with one of ``targets``; its own weight is frozen.
 
-    Returns the names of the adapted layers. A target that matches nothing is an error.
+    Returns the names of the adapted layers. A target that matches nothing is an error, and then nothing is adapted.
     """
-    matched: dict[str, list[str]] = {target: [] for target in targets}
-    for name, layer in list(module.named_modules()):
-        target = next((t for t in targets if name.startswith(t)), None)
-        if target is None or not isinstance(layer, ADAPTABLE):
-            continue
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, ADAPTABLE) and name.startswith(targets)
+    }
+    for target in targets:
+        if not any(name.startswith(target) for name in layers):
+            raise ValueError(f"LoRA target {target!r} matches no linear or convolution")
+    for layer in layers.values():
         parametrize.register_parametrization(layer, "weight", LowRankDelta(layer.weight, config))
         layer.parametrizations["weight"].original.requires_grad_(False)  # type: ignore[index,union-attr]
-        matched[target].append(name)
-    for target, names in matched.items():
-        if not names:
-            raise ValueError(f"LoRA target {target!r} matches no linear or convolution")
-    return [name for names in matched.values() for name in names]
+    return list(layers)
 
 
 def adapted_layers(module: nn.Module) -> dict[str, nn.Module]:

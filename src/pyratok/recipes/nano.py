@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from pyratok.config import LaPQConfig, PyraTokConfig, WanVAEConfig
+from pyratok.data.mixes import DataConfig
 from pyratok.train.objectives import LossWeights
 from pyratok.train.optim import OptimConfig
-from pyratok.train.run import DataConfig, Recipe
+from pyratok.train.run import Recipe
 from pyratok.train.trainer import TrainConfig
 
 # Patches of 4 keep the expensive full-rate stage at a sixteenth of the pixels; space is halved once more and time

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ def save_checkpoint(
     extra: dict[str, Any],
     keep: int = 2,
 ) -> Path:
-    """Write the state after ``step`` steps; returns its folder."""
+    """Write the state after ``step`` steps; returns its folder. When that fails, the last one is still there."""
     final = folder / f"{PREFIX}{step:08d}"
     temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -50,34 +51,63 @@ def save_checkpoint(
             groups.append(state["param_groups"])
         write_json(temporary / "state.json", {"step": step, "groups": groups, **extra})
         shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        temporary.replace(final)
+        _sync(folder)
+    finally:
+        # Also what a process that was killed here left behind.
+        for unfinished in folder.glob(f".{PREFIX}*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
     for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, if any."""
-    found = sorted(folder.glob(f"{PREFIX}*")) if folder.is_dir() else []
-    return found[-1] if found else None
+    return max(folder.glob(f"{PREFIX}*"), default=None)
+
+
+def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
+    """The newest checkpoint of the run in ``out``; ValueError where there is one but nobody asked to go on from it."""
+    found = latest_checkpoint(out / "checkpoints")
+    if found is not None and not resume:
+        raise ValueError(f"{out} already holds checkpoints; pass --resume to go on, or choose another folder")
+    return found
 
 
 def load_checkpoint(
     path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]
 ) -> dict[str, Any]:
-    """Restore everything in place; returns the content of ``state.json``."""
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    restore(model, load_file(path / "model.safetensors"))
-    restore(average, load_file(path / "average.safetensors"))
-    for index, optimizer in enumerate(optimizers):
-        entries: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_file(path / f"optimizer-{index}.safetensors").items():
-            position, name = key.split(".", 1)
-            entries.setdefault(int(position), {})[name] = value
-        optimizer.load_state_dict({"state": entries, "param_groups": state["groups"][index]})
+    """Restore everything in place; returns the content of ``state.json``.
+
+    Raises ValueError for a checkpoint that is damaged or belongs to another model or optimiser.
+    """
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        restore(model, load_file(path / "model.safetensors"))
+        restore(average, load_file(path / "average.safetensors"))
+        for index, optimizer in enumerate(optimizers):
+            entries = load_file(path / f"optimizer-{index}.safetensors")
+            optimizer.load_state_dict(
+                {"state": _by_parameter(entries, optimizer), "param_groups": state["groups"][index]}
+            )
+    except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
+        raise ValueError(f"{path}: cannot go on from this checkpoint: {error}") from error
+    return state
+
+
+def _by_parameter(entries: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """State tensors, saved as ``<number of the parameter>.<name>``, laid out in memory as their parameters are.
+
+    The fused AdamW of the CPU walks through both as flat memory and does not notice when their layouts differ.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in entries.items():
+        number, name = key.split(".", 1)
+        like = parameters[int(number)]
+        laid_out = torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        state.setdefault(int(number), {})[name] = laid_out.detach()
     return state
 
 
@@ -103,11 +133,19 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """A JSON file, fsynced."""
-    path.write_text(json.dumps(values, indent=1))
-    _sync(path)
+    """A JSON file, fsynced and renamed into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=1))
+    _sync(temporary)
+    temporary.replace(path)
 
 
 def _sync(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """Bring a file, or the names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -100,9 +100,7 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(orthogonalize(flat).reshape(weight.shape), alpha=-group["lr"] * scale)
 
 
-def build_optimizers(
-    named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
-) -> list[torch.optim.Optimizer]:
+def build_optimizers(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Optimisers over the trainable parameters; vectors and single-output weights get no weight decay."""
     matrices, rest, plain = [], [], []
     for _, parameter in named:

@@ -11,30 +11,15 @@ import torch
 from torch import nn
 
 from pyratok.config import PyraTokConfig, to_dict
-from pyratok.data.datasets import MixedClips
-from pyratok.data.frame_store import FrameStore
-from pyratok.data.manifests import gather
-from pyratok.data.sources import ClipSource, Footage, PhotoPaths, Sprites
+from pyratok.data.mixes import DataConfig, mixed_clips
 from pyratok.losses.perceptual import st_lpips
 from pyratok.model.pretrained import from_pretrained
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import LoRAConfig, inject
-from pyratok.train.checkpoint import write_json
+from pyratok.train.checkpoint import checkpoint_to_resume, write_json
 from pyratok.train.objectives import Objective, TokenizerObjective, VAEObjective
 from pyratok.train.trainer import TrainConfig, train
 from pyratok.vae.wan_blocks import channels_last_, near_identity_
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Mix of training clips: the weight of each kind (kinds that are not there are left out) and crop scales."""
-
-    footage: float = 0.55
-    photos: float = 0.3
-    sprites: float = 0.15
-    footage_zoom: tuple[float, float] = (1.0, 2.0)
-    photo_zoom: tuple[float, float] = (1.0, 5.0)
-    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +34,12 @@ class Recipe:
     model: PyraTokConfig
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig
-    encoder_lora: LoRAConfig | None = LoRAConfig()
+    encoder_lora: LoRAConfig | None = field(default_factory=LoRAConfig)
     decoder: Literal["frozen", "lora", "full"] = "full"
 
     def __post_init__(self) -> None:
         if self.stage not in ("vae", "tokenizer") or self.decoder not in ("frozen", "lora", "full"):
             raise ValueError(f"stage {self.stage!r} or decoder {self.decoder!r} is not one of the documented choices")
-
-
-def build_dataset(data: DataConfig, train: TrainConfig, roots: Sequence[str | Path], cache: Path) -> MixedClips:
-    """The stream of training clips for the media found under ``roots``; decoded frames are kept in ``cache``."""
-    media = gather(roots, exclude=data.exclude)
-    sources: list[ClipSource] = []
-    weights: list[float] = []
-    if media.videos and data.footage:
-        sources.append(Footage([e.path for e in media.videos], FrameStore(cache), data.footage_zoom))
-        weights.append(data.footage)
-    if media.photos and data.photos:
-        photos = PhotoPaths([e.path for e in media.photos], data.photo_zoom)
-        sources.append(photos)
-        weights.append(data.photos)
-        if media.sprites and data.sprites:
-            sources.append(Sprites([e.path for e in media.sprites], photos))
-            weights.append(data.sprites)
-    length = (train.steps + 1) * train.batch_size
-    return MixedClips(sources, weights, frames=train.frames, size=train.size, length=length, seed=train.seed)
 
 
 def run(
@@ -90,9 +56,19 @@ def run(
 
     ``init``: a model folder whose weights one starts from; the tokenizer stage needs one for its VAE.
     """
+    checkpoint_to_resume(out, resume)  # refuses before hours of footage are decoded
     torch.manual_seed(recipe.train.seed)
     objective = build_objective(recipe, init)
-    dataset = build_dataset(recipe.data, recipe.train, roots, cache or out / "frames")
+    settings = recipe.train
+    dataset = mixed_clips(
+        recipe.data,
+        roots,
+        cache or out / "frames",
+        frames=settings.frames,
+        size=settings.size,
+        length=settings.steps * settings.batch_size,
+        seed=settings.seed,
+    )
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "recipe.json", to_dict(recipe))
     averaged = train(objective, dataset, recipe.train, out, resume=resume, on_log=on_log)

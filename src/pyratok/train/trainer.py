@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from pyratok.config import to_dict
 from pyratok.data.datasets import MixedClips, batches, to_signed
-from pyratok.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, write_json, write_tensors
+from pyratok.train.checkpoint import checkpoint_to_resume, load_checkpoint, save_checkpoint, write_json, write_tensors
 from pyratok.train.objectives import LossWeights, Objective
 from pyratok.train.optim import OptimConfig, build_optimizers
 
@@ -64,58 +66,61 @@ def train(
     """Train ``objective.model`` and return its averaged (EMA) copy.
 
     Writes ``out/log.jsonl`` (one record every ``log_every`` steps), TensorBoard events when that package is
-    installed, and ``out/checkpoints``. Without ``resume`` an ``out`` that holds checkpoints is refused.
+    installed, and ``out/checkpoints``. Without ``resume`` an ``out`` that holds checkpoints is refused. SIGTERM and
+    SIGINT save and return after the running step.
     """
+    previous = checkpoint_to_resume(out, resume)
+    if len(dataset) < config.steps * config.batch_size:
+        raise ValueError(
+            f"{config.steps} steps of {config.batch_size} clips need more than the {len(dataset)} there are"
+        )
     model = objective.model
     average = AveragedModel(model, multi_avg_fn=moving_average(config.optim.ema_decay), use_buffers=True)
     optimizers = build_optimizers(model.named_parameters(), config.optim)
-    checkpoints = out / "checkpoints"
-    start, previous = 0, latest_checkpoint(checkpoints)
+    start, pending = 0, list[dict[str, float]]()
     if previous is not None:
-        if not resume:
-            raise ValueError(f"{out} already holds checkpoints; pass --resume to go on, or choose another folder")
-        start = int(load_checkpoint(previous, model, average.module, optimizers)["step"])
+        state = load_checkpoint(previous, model, average.module, optimizers)
+        start, pending = state["step"], state.get("pending", [])
         average.n_averaged.fill_(start)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "train.json", to_dict(config))
-    log = Log(out, start, on_log)
     step_terms = torch.compile(objective) if config.compile else objective
-    stop = StopRequest()
     saved_at = time.monotonic()
     parameters = [p for p in model.parameters() if p.requires_grad]
 
-    for step, clips in enumerate(batches(dataset, config.batch_size, start, config.workers), start=start):
-        if step >= config.steps:
-            break
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        choices = objective.draw(config.batch_size, generator)
-        video = to_signed(clips).contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-            losses = step_terms(video, **choices)
-        losses.total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip)
-        if not torch.isfinite(norm):
-            write_tensors(out / "bad-batch.safetensors", {"clips": clips})
-            raise NonFiniteLossError(f"loss or gradient not finite at step {step}; see {out}/bad-batch.safetensors")
-        lr = config.optim.lr_at(step, config.steps)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad()
-        average.update_parameters(model)
+    with closing(Log(out, start, on_log, pending)) as log, stop_on_signals() as stop:
+        stream = batches(dataset, config.batch_size, start, config.workers)
+        for step, clips in zip(range(start, config.steps), stream, strict=False):
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            choices = objective.draw(config.batch_size, generator)
+            video = to_signed(clips).contiguous(memory_format=torch.channels_last_3d)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                losses = step_terms(video, **choices)
+            losses.total.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip)
+            if not (torch.isfinite(norm) and torch.isfinite(losses.total)):
+                write_tensors(out / "bad-batch.safetensors", {"clips": clips})
+                raise NonFiniteLossError(f"loss or gradient not finite at step {step}; see {out}/bad-batch.safetensors")
+            lr = config.optim.lr_at(step, config.steps)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+                optimizer.zero_grad()
+            average.update_parameters(model)
 
-        log.add({**losses.scalars(), "grad_norm": float(norm)})
-        done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            log.flush(done, config, lr)
-        due = time.monotonic() - saved_at > config.checkpoint_minutes * 60
-        if due or stop.requested or done == config.steps:
-            save_checkpoint(checkpoints, done, model, average.module, optimizers, {"seed": config.seed})
-            saved_at = time.monotonic()
-        if stop.requested:
-            break
-    log.close()
+            log.add({**losses.scalars(), "grad_norm": float(norm)})
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                log.flush(done, config, lr)
+            due = time.monotonic() - saved_at > config.checkpoint_minutes * 60
+            if due or stop.requested or done == config.steps:
+                # What is logged next is a mean that began before this checkpoint.
+                extra = {"seed": config.seed, "pending": log.pending}
+                save_checkpoint(out / "checkpoints", done, model, average.module, optimizers, extra)
+                saved_at = time.monotonic()
+            if stop.requested:
+                break
     averaged: nn.Module = average.module
     return averaged
 
@@ -133,15 +138,20 @@ def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor
 class Log:
     """Means of every value since the last flush, to a JSON-lines file, TensorBoard and a callback."""
 
-    def __init__(self, out: Path, start: int, on_log: Callable[[dict[str, Any]], None]) -> None:
-        path = out / "log.jsonl"
-        kept = []
-        if path.exists():
-            # Records after the checkpoint one resumes from are run again and written again.
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= start]
-        path.write_text("".join(line + "\n" for line in kept))
+    def __init__(
+        self,
+        out: Path,
+        start: int,
+        on_log: Callable[[dict[str, Any]], None],
+        pending: Sequence[dict[str, float]] = (),
+    ) -> None:
+        path, rewritten = out / "log.jsonl", out / ".log.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        # Records after the checkpoint one resumes from are run again and written again.
+        rewritten.write_text("".join(f"{line}\n" for line in lines if _step_of(line) <= start))
+        rewritten.replace(path)
         self.file = path.open("a")
-        self.on_log, self.pending = on_log, list[dict[str, float]]()
+        self.on_log, self.pending = on_log, list(pending)
         self.since = time.monotonic()
         self.board: Any = None
         try:
@@ -173,15 +183,35 @@ class Log:
             self.board.close()
 
 
+def _step_of(line: str) -> float:
+    """Step of a record of the log, infinite where a kill cut the line short."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError):
+        return float("inf")
+
+
+@dataclass
 class StopRequest:
-    """SIGTERM and SIGINT ask the loop to save and stop after the running step; a second one stops at once."""
+    """Whether someone asked the loop to save and stop after the running step."""
 
-    def __init__(self) -> None:
-        self.requested = False
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._handle)
+    requested: bool = False
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def handle(self, number: int, frame: Any) -> None:
+        """A signal handler; when the request is repeated it stops at once."""
         if self.requested:
             signal.default_int_handler(number, frame)
         self.requested = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turn SIGTERM and SIGINT into a :class:`StopRequest` (in the main thread, where alone Python handles signals)."""
+    stop, before = StopRequest(), {}
+    if threading.current_thread() is threading.main_thread():
+        before = {name: signal.signal(name, stop.handle) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

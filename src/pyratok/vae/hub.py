@@ -1,10 +1,17 @@
-"""Model folders: on disk, or on the hub when, and only when, a hub id is given."""
+"""Model folders: on disk, or on the hub when, and only when, a hub id is given; and how their files are read."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
@@ -28,3 +35,39 @@ def resolve_folder(source: str | os.PathLike[str]) -> Path:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:
         raise ValueError(f"{source}: neither a folder here nor reachable on the hub ({error})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError where there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return values
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, in float32; ValueError where it is missing or damaged."""
+    try:
+        return {name: value.float() for name, value in load_file(path).items()}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path.name} cannot be read as safetensors ({error})") from error
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Fill a module, on the meta device until then, with exactly its own weights: the same names and shapes.
+
+    Raises ValueError, before anything of the module's size is allocated, naming the first few that do not fit.
+    """
+    wanted = module.state_dict()
+    for what, names in (("missing", wanted.keys() - weights.keys()), ("unknown", weights.keys() - wanted.keys())):
+        if names:
+            examples = ", ".join(sorted(names)[:3])
+            raise ValueError(f"the weights do not fit the configuration: {len(names)} {what}, such as {examples}")
+    for name, value in wanted.items():
+        if value.shape != weights[name].shape:
+            shapes = f"{tuple(weights[name].shape)}, the configuration asks for {tuple(value.shape)}"
+            raise ValueError(f"the weights do not fit the configuration: {name} has shape {shapes}")
+    module.to_empty(device="cpu").load_state_dict(weights)

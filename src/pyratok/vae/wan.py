@@ -12,6 +12,7 @@ A tap is the output of a stage's residual blocks, before it is downsampled.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -36,11 +37,13 @@ from pyratok.vae.wan_blocks import (
 class ResidualDownStage(nn.Module):
     """Stage of the Wan 2.2 encoder: residual blocks and downsampling beside an averaging shortcut."""
 
-    def __init__(self, in_dim: int, out_dim: int, num_res_blocks: int, in_space: bool, in_time: bool, last: bool) -> None:
+    def __init__(
+        self, in_dim: int, out_dim: int, num_res_blocks: int, in_space: bool, in_time: bool, last: bool
+    ) -> None:
         super().__init__()
         self.avg_shortcut = AverageDown(in_dim, out_dim, 2 if in_time else 1, 2 if in_space else 1)
         dims = [in_dim] + [out_dim] * num_res_blocks
-        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(dims))
         self.downsampler = None if last else Downsample(out_dim, in_space, in_time)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +63,7 @@ class Encoder(nn.Module):
         stages = len(config.dim_mult)
         self.conv_in = CausalConv3d(3 * config.patch_size**2, dims[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
-        for i, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (in_dim, out_dim) in enumerate(pairwise(dims)):
             last = i == stages - 1
             if config.is_residual:
                 stage = ResidualDownStage(in_dim, out_dim, config.num_res_blocks, in_space[i], in_time[i], last)
@@ -101,7 +104,7 @@ class UpStage(nn.Module):
     ) -> None:
         super().__init__()
         dims = [in_dim] + [out_dim] * (num_res_blocks + 1)
-        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(dims))
         self.avg_shortcut = None
         # The reference calls the same layer by two names in its two variants.
         self.upsamplers: nn.ModuleList | None = None
@@ -132,7 +135,7 @@ class Decoder(nn.Module):
         self.conv_in = CausalConv3d(config.z_dim, dims[0], 3, padding=1)
         self.mid_block = MidBlock(dims[0], config.mid_attention)
         self.up_blocks = nn.ModuleList()
-        for i, (in_dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for i, (in_dim, out_dim) in enumerate(pairwise(dims)):
             if i and not config.is_residual:
                 in_dim //= 2
             last = i == len(config.dim_mult) - 1
@@ -161,10 +164,10 @@ class WanVAE(nn.Module):
         self.decoder = Decoder(config)
 
     def _prepare(self, video: Tensor) -> Tensor:
-        stride = self.config.latent_stride
-        frames, height, width = video.shape[-3:]
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"expected video [B, 3, T, H, W], got shape {tuple(video.shape)}")
+        stride = self.config.latent_stride
+        frames, height, width = video.shape[-3:]
         if (frames - 1) % stride[0] or height % stride[1] or width % stride[2]:
             raise ValueError(
                 f"a clip of {frames}x{height}x{width} does not fit the stride {stride}: "

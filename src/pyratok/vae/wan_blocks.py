@@ -10,6 +10,8 @@ Layout: activations are ``[B, C, T, H, W]`` kept in ``channels_last_3d`` memory 
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
@@ -28,9 +30,9 @@ class CausalConv3d(nn.Conv3d):
         padding: int | tuple[int, int, int] = 0,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
-        time, rows, columns = self.padding
-        self.causal_pad = 2 * int(time)
-        self.padding = (0, int(rows), int(columns))
+        time, rows, columns = cast(tuple[int, int, int], self.padding)
+        self.causal_pad = 2 * time
+        self.padding = (0, rows, columns)
 
     def forward(self, x: Tensor) -> Tensor:
         # Time is the outermost axis of channels-last memory, so that this pad is one block copy.
@@ -228,10 +230,11 @@ def near_identity_(module: nn.Module) -> nn.Module:
 
 
 def _pass_channels_(conv: nn.Conv2d | nn.Conv3d, taps: tuple[slice, ...], noise: float = 0.05) -> None:
-    """Small random kernel plus the mean of ``taps`` from input channel ``c`` to every output channel equal to it mod C."""
+    """Small random kernel plus the mean of ``taps`` from input channel c to every output channel equal to it mod C."""
+    index = (slice(None), slice(None), *taps)
     with torch.no_grad():
         conv.weight.mul_(noise)
-        window = conv.weight[(slice(None), slice(None), *taps)]
+        window = conv.weight[index]
         out_dim, in_dim = window.shape[:2]
         gain = 1.0 / window[0, 0].numel()
         for channel in range(max(out_dim, in_dim)):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+import torch
 
-from pyratok.config import WanVAEConfig
+from pyratok.config import WanVAEConfig, from_dict
+from pyratok.vae.hub import load_weights, read_json, read_weights, resolve_folder
 from pyratok.vae.wan import WanVAE
 from pyratok.vae.wan_blocks import channels_last_
 
 # diffusers' name -> ours; the rest is either the same or must have the value given in FIXED.
 RENAMED = {"temperal_downsample": "temporal_downsample"}
-SAME = ("base_dim", "decoder_base_dim", "z_dim", "dim_mult", "num_res_blocks", "is_residual")
+SAME = "base_dim decoder_base_dim z_dim dim_mult num_res_blocks is_residual latents_mean latents_std".split()
 FIXED: dict[str, Any] = {"attn_scales": [], "dropout": 0.0}
 DERIVED = ("in_channels", "out_channels", "scale_factor_temporal", "scale_factor_spatial", "clip_output")
 
@@ -30,41 +30,45 @@ def vae_config_from_diffusers(values: dict[str, Any]) -> WanVAEConfig:
             if value != FIXED[key]:
                 raise ValueError(f"{key} = {value} is not supported; released Wan VAEs have {FIXED[key]}")
         elif key == "patch_size":
-            fields[key] = value or 1
-        elif key in ("latents_mean", "latents_std"):
-            fields[key] = tuple(float(v) for v in value)
+            fields[key] = 1 if value is None else value
         elif key in SAME or key in RENAMED:
-            fields[RENAMED.get(key, key)] = tuple(value) if isinstance(value, list) else value
+            fields[RENAMED.get(key, key)] = value
         else:
             raise ValueError(f"unknown field {key!r} in an AutoencoderKLWan config")
-    return WanVAEConfig(**fields)
+    return from_dict(WanVAEConfig, fields)
 
 
 def load_wan_vae(source: str | os.PathLike[str]) -> WanVAE:
-    """A Wan VAE from a diffusers folder, its ``vae`` subfolder, or a hub id ``owner/name`` (downloads only then)."""
-    from pyratok.vae.hub import resolve_folder
+    """A Wan VAE from a diffusers folder, its ``vae`` subfolder, or a hub id ``owner/name`` (downloads only then).
 
+    Raises ValueError naming the folder and what is wrong with it.
+    """
     folder = resolve_folder(source)
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
-    config_path = folder / "config.json"
-    if not config_path.is_file():
+    if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json there, so this is not a diffusers VAE")
-    vae = WanVAE(vae_config_from_diffusers(json.loads(config_path.read_text())))
-    weights = {}
-    for path in weight_files(folder):
-        weights |= {name: value.float() for name, value in load_file(path).items()}
-    vae.load_state_dict(weights)
+    try:
+        config = vae_config_from_diffusers(read_json(folder / "config.json"))
+        with torch.device("meta"):
+            vae = WanVAE(config)
+        load_weights(vae, read_diffusers_weights(folder))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     channels_last_(vae)
     return vae.eval()
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a diffusers folder: one, or the shards its index names."""
+def read_diffusers_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a diffusers folder, in float32: from one file, or from the shards that its index names."""
     stem = "diffusion_pytorch_model.safetensors"
     index = folder / f"{stem}.index.json"
-    if index.is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    if not (folder / stem).is_file():
-        raise ValueError(f"{folder}: no {stem} there")
-    return [folder / stem]
+    if not index.is_file():
+        return read_weights(folder / stem)
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{index.name} has no weight_map of names")
+    weights: dict[str, torch.Tensor] = {}
+    for name in sorted(set(places.values())):
+        weights |= read_weights(folder / name)
+    return weights
