@@ -35,7 +35,6 @@ NARROWER = {
     "metrics": {"types", "config", "metrics"},
     "losses": {"types", "config", "quantization", "nn", "metrics", "losses"},
     "data": {"types", "config", "data"},
-    "recipes": {"config", "losses", "nn", "recipes", "train"},
 }
 """Parts that may import less than their layer allows: values in, values out, no models."""
 

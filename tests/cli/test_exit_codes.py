@@ -114,6 +114,18 @@ def test_damaged_tokens_are_refused(
     assert not (tmp_path / "x.mp4").exists()
 
 
+def test_a_model_that_cannot_be_loaded_leaves_nothing_behind(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(name: str | None) -> None:
+        raise ValueError(f"{name}: no such model")
+
+    monkeypatch.setattr(common, "load_model", refuse)
+    assert pyratok("demo", "--input", clip, "--out", tmp_path / "out", "--model", "nowhere") == 2
+    assert capsys.readouterr().err.endswith("pyratok: error: nowhere: no such model\n")
+    assert list(tmp_path.iterdir()) == [clip]
+
+
 def test_too_many_levels_are_refused(
     clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -112,6 +112,15 @@ def test_videos_in_the_page_play(page: str, tmp_path: Path) -> None:
         assert load_video(path).shape == (1, 3, 9, 48, 64)
 
 
+def test_sizes_are_compared_only_where_they_may_be(result: DemoResult, page: str, folder: Path) -> None:
+    assert result.is_whole_source
+    assert "the source file. Tokens" in page
+    outputs = folder / "part.pyra", folder / "part.mp4"
+    part = run_demo(FakeTokenizer(), folder / "clip.mp4", *outputs, size=None, frames=5, watch=Stopwatch())
+    assert not part.is_whole_source
+    assert "the source file. Tokens" not in render(part)
+
+
 def test_token_maps_cover_the_padded_frame(page: str, result: DemoResult) -> None:
     padded = result.geometry.padded
     assert page.count(f"aspect-ratio:{padded[2]}/{padded[1]}") == 3

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VAE, random_video, randomize_gains
 from torch import Tensor, nn
 
 from pyratok.vae.wan import WanVAE
 from pyratok.vae.wan_loading import load_wan_vae
+from tiny import VAE, random_video, randomize_gains
 
 reference_module = pytest.importorskip("diffusers.models.autoencoders.autoencoder_kl_wan")
 
@@ -70,7 +70,7 @@ def nano_shaped_pair() -> tuple[Any, WanVAE]:
     down[1].resample = nn.Sequential(nn.Identity(), nn.Conv2d(down[1].dim, down[1].dim, 3, padding=1))
     up.resample = nn.Sequential(nn.Identity(), nn.Conv2d(up.dim, up.dim // 2, 3, padding=1))
     for half in (reference.encoder, reference.decoder):
-        half.mid_block.attentions = nn.ModuleList([None])
+        half.mid_block.attentions = nn.ModuleList([None])  # type: ignore[list-item]
     ours = WanVAE(VAE).eval()
     ours.load_state_dict(reference.state_dict())
     return reference, ours

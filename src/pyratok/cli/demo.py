@@ -33,6 +33,8 @@ def demo(
     clip = clip or sample_clip()
     with watch.step("examine the clip"):
         is_image = common.check_clip(clip, size, frames).is_image
+    with watch.step("load the model"):
+        tokenizer = common.load_model(model)
     name = "sample" if clip == sample_clip() else clip.stem
     tokens_path = out / f"{name}.pyra"
     video_path = out / f"{name}-reconstructed{'.png' if is_image else '.mp4'}"
@@ -41,8 +43,6 @@ def demo(
     for path in (tokens_path, video_path, report_path):
         common.check_output(path, clip)
 
-    with watch.step("load the model"):
-        tokenizer = common.load_model(model)
     result = run_demo(tokenizer, clip, tokens_path, video_path, size=size, frames=frames, watch=watch)
     write_atomically(report_path, render(result))
 

@@ -60,11 +60,13 @@ def reconstruction(
 @app.command("codebook-usage")
 def codebook_usage(
     data: Annotated[
-        list[Path], typer.Option("--data", metavar="DIR_OR_MANIFEST", help="Training media; may be given several times.")
+        list[Path],
+        typer.Option("--data", metavar="DIR_OR_MANIFEST", help="Training media; may be given several times."),
     ],
     tokens: Annotated[int, typer.Option("--tokens", min=1, metavar="N", help="Count N tokens per level.")] = 1_000_000,
     cache: Annotated[
-        Path | None, typer.Option("--cache", metavar="DIR", help="Keep decoded frames here; default: a temporary folder.")
+        Path | None,
+        typer.Option("--cache", metavar="DIR", help="Keep decoded frames here; default: a temporary folder."),
     ] = None,
     model: ModelOption = None,
     json_file: JsonOption = None,

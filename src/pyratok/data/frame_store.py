@@ -48,7 +48,7 @@ class FrameStore:
                 self._decode(video, path)
             try:
                 self._open[video] = np.load(path, mmap_mode="r")
-            except ValueError:  # cut short by a full disk or a crash
+            except (ValueError, EOFError):  # cut short by a full disk or a crash
                 self._decode(video, path)
                 self._open[video] = np.load(path, mmap_mode="r")
         return self._open[video]
@@ -64,7 +64,7 @@ class FrameStore:
                     frame = self._shrink(frame)
                     if not count:
                         _write_header(file, 0, frame)
-                    file.write(np.ascontiguousarray(frame))
+                    file.write(np.ascontiguousarray(frame).data)
                     count += 1
                 file.seek(0)
                 # numpy leaves room for the number of frames to grow, so this is as long as the first one.

@@ -100,8 +100,9 @@ def read_manifest(path: Path) -> list[Entry]:
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        is_table = path.suffix.lower() == ".csv"
-        rows = list(csv.DictReader(io.StringIO(text))) if is_table else [s for s in text.split("\n") if s.strip()]
+        rows: Iterable[str | dict[str, Any]] = [line for line in text.split("\n") if line.strip()]
+        if path.suffix.lower() == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text)))
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as a manifest ({error})") from None
     return [_read_row(row, number, path) for number, row in enumerate(rows, start=1)]

@@ -77,4 +77,6 @@ def evaluate_usage(
         on_batch(min(1.0, fewest / protocol.tokens))
         if fewest >= protocol.tokens:
             return UsageRecord(protocol=protocol, model=tokenizer.model_id, clips=clips, usage=usage.summary())
-    raise ValueError(f"{clips} clips gave {fewest} tokens on the sparsest level, fewer than the {protocol.tokens} asked")
+    raise ValueError(
+        f"{clips} clips gave {fewest} tokens on the sparsest level, fewer than the {protocol.tokens} asked"
+    )

@@ -73,5 +73,8 @@ def adapted_layers(module: nn.Module) -> dict[str, nn.Module]:
 def merge(module: nn.Module) -> nn.Module:
     """Fold every adapter into its layer's plain weight, in place; outputs stay the same up to rounding."""
     for layer in adapted_layers(module).values():
+        # A copy of an adapted layer has the same class, and torch removes the parametrization from the class.
+        shared = type(layer)
+        layer.__class__ = type(shared.__name__, shared.__bases__, dict(vars(shared)))
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     return module

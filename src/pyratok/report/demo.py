@@ -12,7 +12,7 @@ import torch
 
 import pyratok
 from pyratok.codec.container import bits_on_disk, save_tokens
-from pyratok.data.video_io import load_video, save_video, to_uint8
+from pyratok.data.video_io import load_video, probe, save_video, to_uint8
 from pyratok.metrics.reconstruction import psnr_per_frame, ssim_per_frame
 from pyratok.quantization.usage import CodebookUsage, LevelUsage
 from pyratok.report.files import write_atomically
@@ -53,10 +53,15 @@ class Prefix:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """All that the report shows. ``media`` are H.264 mp4 files, or PNG files when the clip is a single image."""
+    """All that the report shows.
+
+    ``original``, ``error`` and ``media`` are H.264 mp4 files, or PNG files when the clip is a single image.
+    ``is_whole_source``: the clip is the whole source file at its own size, so that their bytes may be compared.
+    """
 
     source: str
     source_bytes: int
+    is_whole_source: bool
     is_sample: bool
     geometry: Geometry
     model: ModelId
@@ -154,6 +159,7 @@ def run_demo(
     return DemoResult(
         source=clip.name,
         source_bytes=clip.stat().st_size,
+        is_whole_source=_is_whole(clip, video),
         is_sample=clip == sample_clip(),
         geometry=tokens.geometry,
         model=tokens.model,
@@ -166,6 +172,12 @@ def run_demo(
         seconds=dict(watch.seconds),
         host=f"pyratok {pyratok.__version__}, torch {torch.__version__}, {_processor()}",
     )
+
+
+def _is_whole(clip: Path, video: Video) -> bool:
+    """Are these all frames of the file, at its own size?"""
+    info = probe(clip)
+    return (info.frames or 1, info.height, info.width) == tuple(video.shape[2:])
 
 
 def _error(back: Video, video: Video) -> Video:

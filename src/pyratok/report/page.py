@@ -242,11 +242,14 @@ def _usage(result: DemoResult) -> str:
 
 
 def _cost_text(result: DemoResult, whole: Prefix) -> str:
-    ratio = result.source_bytes / whole.file_bytes
-    versus = f"{ratio:.1f} times smaller than" if ratio >= 1 else f"{1 / ratio:.1f} times as large as"
+    versus = ""
+    if result.is_whole_source:
+        ratio = result.source_bytes / whole.file_bytes
+        share = f"{ratio:.1f} times smaller than" if ratio >= 1 else f"{1 / ratio:.1f} times as large as"
+        versus = f" and {share} the source file"
     return (
-        f"The token file is {_against_raw(result, whole)} and {versus} the source file. Tokens are made to be "
-        "modelled and understood; a modern video codec needs fewer bits for the same pixels."
+        f"The token file is {_against_raw(result, whole)}{versus}. Tokens are made to be modelled and understood; a "
+        "modern video codec needs fewer bits for the same pixels."
     )
 
 
@@ -259,9 +262,10 @@ def _sizes(result: DemoResult) -> str:
 def _size_note(result: DemoResult, whole: Prefix) -> str:
     g = result.geometry
     header = whole.file_bytes - round(whole.tokens * result.num_bits / 8)
+    pixels = f"{'the picture' if result.is_image else f'{g.frames} frames'} of {g.width}&times;{g.height}"
+    source = "" if result.is_whole_source else " The source file holds more than these pixels."
     return (
-        f'<p class="note">Bars are logarithmic. RGB and tokens are those of {g.frames} '
-        f"{'frame' if result.is_image else 'frames'} of {g.width}&times;{g.height}, the source file is whole. "
+        f'<p class="note">Bars are logarithmic. RGB and tokens are those of {pixels}.{source} '
         f"{human_bytes(header)} of every token file are its header.</p>"
     )
 
@@ -283,7 +287,7 @@ def _meter(values: Mapping[str, float], labels: Mapping[str, str], *, logarithmi
 def _footer(result: DemoResult) -> str:
     sample = (
         "<p>Sample clip: &ldquo;person-bicycle-car-detection&rdquo; from intel-iot-devkit/sample-videos, CC BY 4.0, "
-        "cut and scaled down. It was held out of training.</p>"
+        "cut and scaled down. The model in the package never saw it in training.</p>"
         if result.is_sample
         else ""
     )

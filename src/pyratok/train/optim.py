@@ -42,8 +42,8 @@ class OptimConfig:
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of ``step`` (from 0) in a run of ``steps``."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
-        decay_steps = max(1, round(steps * self.decay_share))
-        progress = min(1.0, max(0.0, (step + 1 - (steps - decay_steps)) / decay_steps))
+        decay_steps = round(steps * self.decay_share)
+        progress = min(1.0, max(0.0, (step + 1 - (steps - decay_steps)) / max(1, decay_steps)))
         fall = 0.5 + 0.5 * float(torch.cos(torch.tensor(torch.pi * progress)))
         return self.lr * rise * (self.final_lr_ratio + (1 - self.final_lr_ratio) * fall)
 

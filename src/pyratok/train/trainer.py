@@ -26,6 +26,8 @@ from pyratok.train.checkpoint import checkpoint_to_resume, load_checkpoint, save
 from pyratok.train.objectives import LossWeights, Objective
 from pyratok.train.optim import OptimConfig, build_optimizers
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -71,9 +73,7 @@ def train(
     """
     previous = checkpoint_to_resume(out, resume)
     if len(dataset) < config.steps * config.batch_size:
-        raise ValueError(
-            f"{config.steps} steps of {config.batch_size} clips need more than the {len(dataset)} there are"
-        )
+        raise ValueError(f"{config.steps} steps of {config.batch_size} clips need more than {len(dataset)} clips")
     model = objective.model
     average = AveragedModel(model, multi_avg_fn=moving_average(config.optim.ema_decay), use_buffers=True)
     optimizers = build_optimizers(model.named_parameters(), config.optim)
@@ -125,10 +125,10 @@ def train(
     return averaged
 
 
-def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Exponential moving average whose horizon grows with the run, so that early weights are soon forgotten."""
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Tensors, current: Tensors, count: Tensor | int) -> None:
         n = int(count)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 

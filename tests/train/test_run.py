@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from fakes import moving_video
+from pyratok.data.video_io import save_video
+from pyratok.model.pretrained import from_pretrained
+from pyratok.model.pyratok import PyraTok
+from pyratok.train.run import Recipe, build_objective, run
+from tiny import CONFIG, random_video
+from tiny_training import settings
+
+VAE_STAGE = Recipe(name="tiny-vae", stage="vae", model=CONFIG, train=settings(steps=2))
+TOKENIZER_STAGE = Recipe(name="tiny", stage="tokenizer", model=CONFIG, train=settings(steps=2))
+
+
+@pytest.fixture
+def media(tmp_path: Path) -> Path:
+    """A video, a photograph and a sprite."""
+    folder = tmp_path / "media"
+    folder.mkdir()
+    save_video(moving_video(), folder / "clip.mp4")
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(folder / "photo.jpg"), rng.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    cv2.imwrite(str(folder / "sprite.png"), rng.integers(0, 256, (20, 20, 4), dtype=np.uint8))
+    return folder
+
+
+def test_both_stages_from_media_to_a_model(media: Path, tmp_path: Path) -> None:
+    vae = run(VAE_STAGE, [media], tmp_path / "a")
+    model = run(TOKENIZER_STAGE, [media], tmp_path / "b", init=vae)
+    assert model == tmp_path / "b" / "model"
+    first, last, video = from_pretrained(vae), from_pretrained(model), random_video()
+    assert first.model_id.name == last.model_id.name == "tiny"
+    assert first.model_id != last.model_id
+    assert last.decode(last.encode(video)).shape == video.shape
+    assert {path.name for path in (tmp_path / "b").iterdir()} >= {
+        "recipe.json",
+        "train.json",
+        "log.jsonl",
+        "checkpoints",
+    }
+    # The head of the continuous latent is off the tokens' path and stays as the first stage left it.
+    name = "vae.quant_conv.weight"
+    assert torch.equal(first.state_dict()[name], last.state_dict()[name])
+
+
+def test_a_run_is_refused_before_anything_is_touched(media: Path, tmp_path: Path) -> None:
+    run(VAE_STAGE, [media], tmp_path / "a")
+    recipe = (tmp_path / "a" / "recipe.json").read_text()
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        run(replace(VAE_STAGE, name="another"), [tmp_path / "nowhere"], tmp_path / "a")
+    assert (tmp_path / "a" / "recipe.json").read_text() == recipe
+
+
+def test_tokenizer_stage_needs_a_vae_that_fits(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="starts from a trained VAE; give its model folder with --init"):
+        build_objective(TOKENIZER_STAGE, None)
+    other = replace(CONFIG, vae=replace(CONFIG.vae, base_dim=4))
+    PyraTok(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match="its VAE is not the one this recipe trains"):
+        build_objective(TOKENIZER_STAGE, tmp_path / "other")
+
+
+@pytest.mark.parametrize("decoder", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("encoder_lora", [True, False])
+def test_parts_that_learn(tmp_path: Path, decoder: str, encoder_lora: bool) -> None:
+    PyraTok(CONFIG).save_pretrained(tmp_path / "start")
+    recipe = replace(TOKENIZER_STAGE, decoder=decoder)  # type: ignore[arg-type]
+    recipe = recipe if encoder_lora else replace(recipe, encoder_lora=None)
+    model = build_objective(recipe, tmp_path / "start").model
+    learning = {name for name, p in model.named_parameters() if p.requires_grad}
+    encoder = {name for name in learning if name.startswith("vae.encoder")}
+    decoding = {name for name in learning if name.startswith("vae.decoder")}
+    assert bool(encoder) == encoder_lora
+    assert all(name.endswith((".up", ".down")) for name in encoder)
+    assert bool(decoding) == (decoder != "frozen")
+    assert any(name.endswith((".up", ".down")) for name in decoding) == (decoder == "lora")
+    assert {name for name, _ in model.named_parameters() if name.startswith("lapq.")} <= learning
+    # Whatever learns, the start is the model one starts from.
+    with torch.inference_mode():
+        start, video = from_pretrained(tmp_path / "start"), random_video()
+        assert isinstance(start, PyraTok)
+        taps = zip(model.vae.encode_taps(video), start.vae.encode_taps(video), strict=True)  # type: ignore[operator,union-attr]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in taps)
+
+
+def test_choices_are_checked() -> None:
+    with pytest.raises(ValueError, match="'partly' is not one of"):
+        replace(VAE_STAGE, decoder="partly")  # type: ignore[arg-type]
