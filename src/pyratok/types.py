@@ -75,7 +75,9 @@ class Geometry:
 
     def __post_init__(self) -> None:
         if min(self.frames, self.height, self.width) < 1:
-            raise ValueError(f"a video needs at least one frame and pixel, got {self.frames}x{self.height}x{self.width}")
+            raise ValueError(
+                f"a video needs at least one frame and pixel, got {self.frames}x{self.height}x{self.width}"
+            )
         # Lists (from JSON) would make an equal geometry compare unequal.
         object.__setattr__(self, "strides", tuple(tuple(stride) for stride in self.strides))
         if not self.strides:
@@ -154,9 +156,9 @@ class TokenPyramid:
             raise ValueError(
                 f"expected 1 to {len(self.geometry.strides)} levels for these strides, got {len(self.levels)}"
             )
-        batch = self.levels[0].shape[0] if self.levels[0].ndim else 0
-        if batch < 1:
-            raise ValueError(f"levels are [B, t, h, w] with B >= 1, got shape {tuple(self.levels[0].shape)}")
+        batch = self.levels[0].shape[0] if self.levels[0].ndim else 1
+        if batch == 0:
+            raise ValueError("a pyramid holds at least one clip, got an empty batch")
         for index, ids in enumerate(self.levels):
             wanted = (batch, *self.geometry.grid(index))
             if tuple(ids.shape) != wanted:
@@ -244,7 +246,9 @@ class TokenPyramid:
         """Inverse of :meth:`to_sequence`; the number of levels is read off the length."""
         soi, separator = 1 << num_bits, (1 << num_bits) + 1
         if sequence.ndim != 2 or sequence.shape[1] == 0 or bool((sequence[:, 0] != soi).any()):
-            raise ValueError(f"a token sequence is [B, n] and starts with <SOI> = {soi}, got shape {tuple(sequence.shape)}")
+            raise ValueError(
+                f"a token sequence is [B, n] and starts with <SOI> = {soi}, got shape {tuple(sequence.shape)}"
+            )
         levels: list[Tensor] = []
         position = 1
         while position < sequence.shape[1]:
@@ -260,7 +264,7 @@ class TokenPyramid:
             if part.shape[1] != count:
                 raise ValueError(f"level {len(levels) + 1} needs {count} tokens, the sequence has {part.shape[1]}")
             if part.is_floating_point() or bool(((part < 0) | (part >= soi)).any()):
-                raise ValueError(f"level {len(levels) + 1} of the sequence holds values that are no ids in [0, {soi})")
+                raise ValueError(f"level {len(levels) + 1} holds ids outside [0, {soi})")
             levels.append(part.reshape(-1, *grid).to(torch.int32))
             position += count
         return cls(tuple(levels), geometry, model, num_bits)

@@ -72,8 +72,9 @@ def codebook_usage(
     json_file: JsonOption = None,
 ) -> None:
     """Share of the vocabulary in use, perplexity and bit balance per level, on the training mix."""
-    from pyratok.data.mixes import DataConfig, mixed_clips
+    from pyratok.data.mixes import mixed_clips
     from pyratok.eval.codebook_usage import UsageProtocol, evaluate_usage
+    from pyratok.recipes.nano import DATA
 
     out, watch = Output(json_file), ShownStopwatch()
     protocol = UsageProtocol(tokens=tokens)
@@ -82,7 +83,7 @@ def codebook_usage(
     shape = {"frames": protocol.frames, "size": protocol.size, "seed": protocol.seed}
     with TemporaryDirectory() as temporary:
         with watch.step("reading the media"):
-            clips = mixed_clips(DataConfig(), data, cache or Path(temporary), **shape, length=protocol.most_clips)
+            clips = mixed_clips(DATA, data, cache or Path(temporary), **shape, length=protocol.most_clips)
         columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         terminal = watch.console.is_terminal
         with Progress(*columns, console=watch.console, transient=True, disable=not terminal) as bar:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pyratok.data.opencv import opencv
 from pyratok.data.video_io import VideoError, iter_frames
 
 
@@ -76,7 +77,7 @@ class FrameStore:
             temporary.unlink(missing_ok=True)
 
     def _shrink(self, frame: np.ndarray) -> np.ndarray:
-        import cv2
+        cv2 = opencv()
 
         scale = self.max_side / min(frame.shape[:2])
         if scale >= 1:

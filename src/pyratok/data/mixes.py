@@ -10,11 +10,14 @@ from pyratok.data.datasets import MixedClips
 from pyratok.data.frame_store import FrameStore
 from pyratok.data.manifests import gather
 from pyratok.data.sources import ClipSource, Footage, PhotoPaths, Sprites
+from pyratok.data.words import is_unseen
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Mix of training clips: the weight of each kind (kinds that are not there are left out) and crop scales.
+
+    Sprites of unseen words (:mod:`pyratok.data.words`) are never shown.
 
     A zoom is source pixels per pixel of the clip. Files whose stem is in ``exclude`` are held out.
     """
@@ -41,7 +44,8 @@ def mixed_clips(
         photos = PhotoPaths([e.path for e in media.photos], data.photo_zoom)
         sources.append(photos)
         weights.append(data.photos)
-        if media.sprites and data.sprites:
-            sources.append(Sprites([e.path for e in media.sprites], photos))
+        sprites = [e.path for e in media.sprites if not (e.caption and is_unseen(e.caption))]
+        if sprites and data.sprites:
+            sources.append(Sprites(sprites, photos))
             weights.append(data.sprites)
     return MixedClips(sources, weights, frames=frames, size=size, length=length, seed=seed)

@@ -18,6 +18,7 @@ import numpy as np
 
 from pyratok.data.frame_store import FrameStore
 from pyratok.data.manifests import report_broken
+from pyratok.data.opencv import opencv
 from pyratok.data.video_io import VideoError
 
 ImageT = TypeVar("ImageT")
@@ -59,7 +60,7 @@ class Footage:
         self.weights = roots / roots.sum()
 
     def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
-        import cv2
+        cv2 = opencv()
 
         clip = self.store.frames(self.videos[rng.choice(len(self.videos), p=self.weights)])
         step = 2 if rng.random() < 0.15 and len(clip) > 2 * frames else 1
@@ -85,7 +86,7 @@ class PhotoPaths:
         self.photos, self.zoom_range = list(photos), zoom_range
 
     def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
-        import cv2
+        cv2 = opencv()
 
         levels = draw(self.photos, photo_pyramid, rng)
         low, high = np.log(self.zoom_range)
@@ -135,7 +136,7 @@ class Sprites:
         self.sprites, self.background = list(sprites), background
 
     def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
-        import cv2
+        cv2 = opencv()
 
         clip = self.background.sample(rng, frames, size)
         for _ in range(int(rng.integers(1, 4))):
@@ -181,7 +182,7 @@ def draw(paths: Sequence[Path], read: Callable[[Path], ImageT], rng: np.random.G
 
 def shrink(image: np.ndarray, scale: float) -> np.ndarray:
     """Area-averaged image with sides of ``scale`` times the old ones, at least a pixel."""
-    import cv2
+    cv2 = opencv()
 
     fy, fx = (max(scale, 1 / side) for side in image.shape[:2])
     return cv2.resize(image, None, fx=fx, fy=fy, interpolation=cv2.INTER_AREA)
@@ -195,7 +196,7 @@ def mirror(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 @functools.lru_cache(maxsize=256)
 def photo_pyramid(path: Path) -> tuple[np.ndarray, ...]:
     """A photograph as RGB uint8 at scales 1, 1/2, 1/4, ... down to 64 pixels; scale 1 is ``MAX_PHOTO_SIDE`` at most."""
-    import cv2
+    cv2 = opencv()
 
     photo = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR)
     if photo is None:
@@ -212,7 +213,7 @@ def photo_pyramid(path: Path) -> tuple[np.ndarray, ...]:
 @functools.lru_cache(maxsize=4096)
 def read_rgba(path: Path) -> np.ndarray:
     """An image with alpha as premultiplied RGBA uint8."""
-    import cv2
+    cv2 = opencv()
 
     image = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3:

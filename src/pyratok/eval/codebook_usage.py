@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class UsageProtocol:
-    """Clips of ``frames x size x size`` are drawn from the training mix until every level has seen ``tokens`` tokens."""
+    """Clips of ``frames x size x size`` from the training mix, until every level has seen ``tokens`` tokens."""
 
     benchmark: str = "codebook-usage"
     tokens: int = 1_000_000

@@ -10,8 +10,8 @@ q^(l-1) ── resample ── conv ───┘                                
 ```
 
 Source: PyraTok (arXiv 2601.16210), sec. 3.2.1, eq. 1. E, the embedding of a word, is shared by all levels: one
-vocabulary. ``lift_l`` places it where level l has something to say; with E alone, words of levels that share a grid
-would add up in one 16-dimensional space and could not be told apart.
+vocabulary. ``lift_l`` places it where level l has something to say; with E alone, the sum over levels that share a
+grid would forget which level said what.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ def save_pretrained(model: PyraTok, folder: str | os.PathLike[str], *, dtype: to
     try:
         tensors = {name: value.to(dtype).contiguous() for name, value in plain.state_dict().items()}
         save_file(tensors, temporary / WEIGHTS)
+        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
         header = {"format": FORMAT, "version": VERSION, "fingerprint": plain.fingerprint(), **plain.config_dict()}
         (temporary / CONFIG).write_text(json.dumps(header, indent=1) + "\n")
         for name in (WEIGHTS, CONFIG):

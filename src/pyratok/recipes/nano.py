@@ -26,7 +26,7 @@ VAE = WanVAEConfig(
 )
 MODEL = PyraTokConfig(name="pyratok-nano", vae=VAE, lapq=LaPQConfig())
 # The sample clip that ships with the package is never trained on.
-HELD_OUT = ("intel_person_bicycle_car_detection", "sample")
+DATA = DataConfig(exclude=("intel_person_bicycle_car_detection", "sample"))
 
 
 def nano_vae() -> Recipe:
@@ -35,8 +35,8 @@ def nano_vae() -> Recipe:
         name="nano-vae",
         stage="vae",
         model=MODEL,
-        data=DataConfig(exclude=HELD_OUT),
-        train=TrainConfig(steps=4_000, batch_size=8, losses=LossWeights(), optim=OptimConfig(lr=2e-3, decay_share=0.2)),
+        data=DATA,
+        train=TrainConfig(steps=2_000, losses=LossWeights(), optim=OptimConfig(lr=2e-3, decay_share=0.5)),
     )
 
 
@@ -46,6 +46,8 @@ def nano() -> Recipe:
         name="nano",
         stage="tokenizer",
         model=MODEL,
-        data=DataConfig(exclude=HELD_OUT),
-        train=TrainConfig(steps=10_000, losses=LossWeights(), optim=OptimConfig()),
+        data=DATA,
+        train=TrainConfig(
+            steps=8_000, frames=9, size=96, losses=LossWeights(), optim=OptimConfig(lr=1e-3, decay_share=1.0)
+        ),
     )

@@ -48,8 +48,8 @@ class Objective(nn.Module):
             raise ValueError("a perceptual weight needs a perceptual loss; pip install pyratok[train] or set it to 0")
         self.model, self.weights, self.perceptual = model, weights, perceptual
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Random choices of one step, passed on to :meth:`terms`."""
+    def draw(self, batch_size: int) -> dict[str, Tensor]:
+        """Random choices of one step, from torch's generator, which the trainer seeds; passed on to :meth:`terms`."""
         return {}
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
@@ -98,10 +98,10 @@ class TokenizerObjective(Objective):
 
     model: PyraTok
 
-    def draw(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    def draw(self, batch_size: int) -> dict[str, Tensor]:
         levels = self.model.num_levels
-        kept = torch.randint(1, levels + 1, (batch_size,), generator=generator)
-        dropped = torch.rand(batch_size, generator=generator) < self.model.config.lapq.level_dropout
+        kept = torch.randint(1, levels + 1, (batch_size,))
+        dropped = torch.rand(batch_size) < self.model.config.lapq.level_dropout
         return {"kept_levels": torch.where(dropped, kept, levels)}
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -13,12 +13,14 @@ from torch import nn
 from pyratok.config import PyraTokConfig, to_dict
 from pyratok.data.mixes import DataConfig, mixed_clips
 from pyratok.losses.perceptual import st_lpips
+from pyratok.model.lapq import LaPQLevel
 from pyratok.model.pretrained import from_pretrained
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import LoRAConfig, inject
 from pyratok.train.checkpoint import checkpoint_to_resume, write_json
 from pyratok.train.objectives import Objective, TokenizerObjective, VAEObjective
 from pyratok.train.trainer import TrainConfig, train
+from pyratok.types import Geometry
 from pyratok.vae.wan_blocks import channels_last_, near_identity_
 
 
@@ -40,6 +42,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.stage not in ("vae", "tokenizer") or self.decoder not in ("frozen", "lora", "full"):
             raise ValueError(f"stage {self.stage!r} or decoder {self.decoder!r} is not one of the documented choices")
+        frames, size = self.train.frames, self.train.size
+        shape = Geometry(frames=frames, height=size, width=size, strides=self.model.lapq.strides)
+        if shape.padded != (frames, size, size):
+            raise ValueError(f"clips of {frames}x{size}x{size} do not fill the token grids; next is {shape.padded}")
 
 
 def run(
@@ -89,6 +95,9 @@ def build_objective(recipe: Recipe, init: Path | None) -> Objective:
     if recipe.stage == "vae":
         return VAEObjective(model.vae, weights, perceptual)
     vae = model.vae
+    for level in model.lapq.levels:
+        # Without captions to learn from, an open gate would let untrained attention disturb the words.
+        cast(LaPQLevel, level).text.requires_grad_(False)
     # The head of the continuous latent is not on the path of the tokens.
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)

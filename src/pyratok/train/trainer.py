@@ -91,8 +91,8 @@ def train(
     with closing(Log(out, start, on_log, pending)) as log, stop_on_signals() as stop:
         stream = batches(dataset, config.batch_size, start, config.workers)
         for step, clips in zip(range(start, config.steps), stream, strict=False):
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            choices = objective.draw(config.batch_size, generator)
+            torch.manual_seed(config.seed * 1_000_003 + step)
+            choices = objective.draw(config.batch_size)
             video = to_signed(clips).contiguous(memory_format=torch.channels_last_3d)
             with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                 losses = step_terms(video, **choices)

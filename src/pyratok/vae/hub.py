@@ -24,7 +24,9 @@ def resolve_folder(source: str | os.PathLike[str]) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    if folder.exists() or not HUB_ID.fullmatch(os.fspath(source)):
+    # A name whose first part is a folder here is a mistyped path, not a hub id.
+    is_path = folder.exists() or (folder.parent != Path() and folder.parent.is_dir())
+    if is_path or not HUB_ID.fullmatch(os.fspath(source)):
         raise ValueError(f"{source}: no such folder")
     try:
         from huggingface_hub import snapshot_download
