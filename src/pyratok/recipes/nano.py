@@ -24,7 +24,7 @@ VAE = WanVAEConfig(
     patch_size=4,
     mid_attention=False,
 )
-MODEL = PyraTokConfig(name="pyratok-nano", vae=VAE, lapq=LaPQConfig())
+MODEL = PyraTokConfig(name="pyratok-nano", vae=VAE, lapq=LaPQConfig(level_dropout=0.25))
 # The sample clip that ships with the package is never trained on.
 DATA = DataConfig(exclude=("intel_person_bicycle_car_detection", "sample"))
 

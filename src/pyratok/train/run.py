@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -116,7 +116,9 @@ def load_init(model: PyraTok, folder: Path) -> None:
     if not isinstance(saved, PyraTok) or saved.config.vae != model.config.vae:
         raise ValueError(f"{folder}: its VAE is not the one this recipe trains")
     model.vae.load_state_dict(saved.vae.state_dict())
-    if saved.config.lapq == model.config.lapq:
+    # How often levels are dropped is a matter of training, not of the weights' layout.
+    layout = replace(saved.config.lapq, level_dropout=model.config.lapq.level_dropout)
+    if layout == model.config.lapq:
         model.lapq.load_state_dict(saved.lapq.state_dict())
 
 
