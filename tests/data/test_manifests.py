@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import warnings
 import zlib
@@ -194,7 +193,7 @@ class TestKinds:
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
         assert kind_of(tmp_path / "a.png") == "sprites"
 
-    @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", os.urandom(10)])
+    @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", bytes(range(100, 111))])
     def test_a_short_file_is_no_crash(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.png").write_bytes(content)
         assert kind_of(tmp_path / "a.png") == "photos"
