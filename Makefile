@@ -38,7 +38,7 @@ clean:  ## remove the environment, caches and the demo's output
 # A stamp is older than what it depends on when the environment has to be brought up to date.
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit("pyratok needs Python 3.10 or newer, found " + sys.version.split()[0] + "; run make PYTHON=python3.11, say" if sys.version_info < (3, 10) else 0)'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing pyratok into $(VENV) (once)"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,9 +70,51 @@ def test_an_output_that_is_the_input_is_refused(
     assert clip.read_bytes() == content
 
 
+def test_json_never_replaces_what_the_command_works_on(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    video, tokens, new = clip.read_bytes(), tmp_path / "x.pyra", tmp_path / "new"
+    assert pyratok("encode", clip, "-o", tokens) == 0
+    held = tokens.read_bytes()
+    capsys.readouterr()
+    for arguments in (
+        ["info", clip, "--json", clip],
+        ["encode", clip, "-o", new, "--json", clip],
+        ["encode", clip, "-o", new, "--json", new],
+        ["encode", clip, "-o", new, "--json", tmp_path / "." / "new"],
+        ["decode", tokens, "-o", new.with_suffix(".mp4"), "--json", tokens],
+        ["decode", tokens, "-o", new.with_suffix(".mp4"), "--json", new.with_suffix(".mp4")],
+        ["reconstruct", clip, "-o", new.with_suffix(".mp4"), "--json", clip],
+        ["evaluate", "reconstruction", "--data", tmp_path, "--json", clip],
+        ["encode", clip, "-o", new, "--model", tmp_path, "--json", tokens],
+    ):
+        assert_refused(pyratok(*arguments), capsys, "--json", "would replace")
+    assert pyratok("demo", "--input", clip, "--out", tmp_path, "--json", tmp_path / "report.html") == 2
+    assert "would replace" in capsys.readouterr().err
+    assert (clip.read_bytes(), tokens.read_bytes()) == (video, held)
+    assert sorted(tmp_path.iterdir()) == [clip, tokens]
+
+
+def test_only_regular_files_are_replaced(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for output in (tmp_path / "pipe", "/dev/null"):
+        assert_refused(pyratok("encode", clip, "-o", output), capsys, "not a regular file")
+        assert_refused(pyratok("info", clip, "--json", output), capsys, "not a regular file")
+    assert_refused(pyratok("encode", clip, "-o", "-"), capsys, "standard output")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 @pytest.mark.parametrize(
     ("output", "words"),
-    [("no/such/x.mp4", ["no folder"]), (".", ["is a folder"]), ("x.xyz", [".xyz"]), ("x", ["suffix"])],
+    [
+        ("no/such/x.mp4", ["no folder"]),
+        (".", ["is a folder"]),
+        ("x.xyz", [".xyz"]),
+        ("x", ["suffix"]),
+        ("x.png", ["single image"]),
+    ],
 )
 def test_an_output_that_cannot_be_is_refused_before_any_work(
     output: str,
@@ -138,6 +184,17 @@ def test_a_clip_beyond_memory_is_refused(
 ) -> None:
     monkeypatch.setattr(common, "available_memory", lambda: 1000)
     assert_refused(pyratok("encode", clip, "-o", tmp_path / "x.pyra"), capsys, "memory", "--frames")
+    assert_refused(pyratok("evaluate", "reconstruction", "--data", clip), capsys, "clip.mp4", "memory")
+
+
+def test_tokens_beyond_memory_are_refused(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pyratok("encode", clip, "-o", tmp_path / "x.pyra") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(common, "available_memory", lambda: 1000)
+    code = pyratok("decode", tmp_path / "x.pyra", "-o", tmp_path / "x.mp4")
+    assert_refused(code, capsys, "x.pyra", "9 frames of 64x48", "memory")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +225,7 @@ def test_usage_errors(arguments: list[str], pyratok: Command, capsys: pytest.Cap
         (AssertionError("an invariant"), app.EXIT_INTERNAL),
         (MemoryError(), app.EXIT_BAD_INPUT),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate"), app.EXIT_BAD_INPUT),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"), app.EXIT_BAD_INPUT),
     ],
 )
 def test_every_kind_of_failure_has_its_code(
@@ -190,6 +248,64 @@ def test_every_kind_of_failure_has_its_code(
     assert printed.startswith("pyratok: error: ")
     assert "Traceback" not in printed
     assert list(tmp_path.iterdir()) == [clip]
+
+
+def test_an_error_of_a_loader_process_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    carried = ["Caught VideoError in DataLoader worker process 0.", "Original Traceback (most recent call last):"]
+    cause = "pyratok.data.video_base.VideoError: a.mp4: damaged at 0.40 s"
+    assert app._report(ValueError("\n".join([*carried, '  File "x.py", line 3, in f', cause, ""]))) == 2
+    assert capsys.readouterr().err == "pyratok: error: a.mp4: damaged at 0.40 s\n"
+
+
+def test_a_file_that_cannot_be_written_is_called_by_its_name(
+    clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    out = tmp_path / "x.pyra"
+    assert_refused(pyratok("encode", clip, "-o", out), capsys, f"{out}: cannot be written (No space left on device)")
+
+
+INTERRUPTED = """
+import os, signal, sys
+from pyratok.cli import app, common
+
+def check(*arguments):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RecursionError("what the import of torch makes of it") from None
+
+common.check_output = check
+sys.exit(app.run(["info", "--json", "numbers.json"]))
+"""
+
+
+def test_an_interrupt_that_turns_into_another_error_is_one(tmp_path: Path) -> None:
+    done = run_python("-c", INTERRUPTED, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (app.EXIT_INTERRUPTED, "pyratok: error: interrupted\n")
+
+
+def test_interrupts_and_warnings_are_python_s_own_again(pyratok: Command) -> None:
+    before = signal.getsignal(signal.SIGINT), warnings.formatwarning
+    pyratok("--version")
+    assert (signal.getsignal(signal.SIGINT), warnings.formatwarning) == before
+
+
+WARNED = """
+import warnings
+from pyratok.cli import app, common
+
+common.check_output = lambda *arguments: warnings.warn("written without sound", stacklevel=2)
+app.run(["info", "nowhere.mp4", "--json", "numbers.json"])
+"""
+
+
+def test_warnings_are_for_people(tmp_path: Path) -> None:
+    done = run_python("-c", WARNED, cwd=tmp_path)
+    assert done.stderr.splitlines()[0] == "pyratok: warning: written without sound"
 
 
 def test_debug_shows_the_traceback(

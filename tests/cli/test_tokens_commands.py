@@ -99,6 +99,16 @@ def test_an_image_is_a_clip_of_one_frame(image: Path, tmp_path: Path, pyratok: C
     assert (tmp_path / "back.png").read_bytes() == (tmp_path / "again.png").read_bytes()
 
 
+def test_one_frame_of_a_video_may_become_an_image(clip: Path, tmp_path: Path, pyratok: Command) -> None:
+    assert pyratok("reconstruct", clip, "-o", tmp_path / "x.png", "--frames", 1) == 0
+    assert probe(tmp_path / "x.png").is_image
+
+
+def test_any_number_of_frames_may_be_asked_for(clip: Path, tmp_path: Path, pyratok: Command) -> None:
+    assert pyratok("encode", clip, "-o", tmp_path / "x.pyra", "--frames", 10**20) == 0
+    assert load_tokens(tmp_path / "x.pyra").geometry.frames == 9
+
+
 def test_an_existing_output_is_replaced(clip: Path, tmp_path: Path, pyratok: Command) -> None:
     out = tmp_path / "out.pyra"
     out.write_text("old")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -304,6 +305,19 @@ def test_nonsense_in_the_header_is_refused(path: Path, spoil: Any) -> None:
     start = read_header(path)["header_size"]
     forge(path, spoil(raw_header(path)), payload=path.read_bytes()[start:])
     with pytest.raises(PyraFileError, match=r"makes no sense"):
+        load_tokens(path)
+
+
+def test_words_of_more_bits_than_a_pyramid_holds_are_refused(path: Path) -> None:
+    counts = [math.prod(level["grid"]) for level in raw_header(path)["levels"]]
+    payloads = [bytes(packed_size(count, 31)) for count in counts]
+    offsets = [sum(map(len, payloads[:index])) for index in range(len(payloads))]
+    levels = [
+        level | {"offset": offset, "size": len(payload), "crc32": zlib.crc32(payload)}
+        for level, offset, payload in zip(raw_header(path)["levels"], offsets, payloads, strict=True)
+    ]
+    forge(path, raw_header(path) | {"num_bits": 31, "levels": levels}, payload=b"".join(payloads))
+    with pytest.raises(PyraFileError, match="1 to 30, got 31"):
         load_tokens(path)
 
 

@@ -268,7 +268,7 @@ def sound_packets(path: Path) -> list[tuple[float, int]]:
 
 COPIES = [
     ("s.mp4", "aac", "a.mp4"), ("s.mp4", "aac", "a.mkv"), ("s.mkv", "libopus", "a.webm"), ("s.mkv", "libopus", "a.mp4"),
-    ("s.mkv", "flac", "a.mkv"), ("s.mkv", "pcm_s16le", "a.mkv"),
+    ("s.mkv", "ac3", "a.mp4"), ("s.mkv", "flac", "a.mkv"), ("s.mkv", "pcm_s16le", "a.mkv"),
 ]  # fmt: skip
 
 
@@ -317,6 +317,16 @@ def test_sound_that_does_not_fit_is_dropped_with_a_warning(tmp_path: Path) -> No
             save_video(from_uint8(smooth(3, 16, 16)), tmp_path / name, fps=10, audio_from=original)
         assert not probe(tmp_path / name).has_audio
         assert load_video(tmp_path / name).shape[2] == 3
+
+
+@pytest.mark.parametrize("codec", ["libopus", "flac"])
+def test_sound_that_the_header_refuses_is_dropped_as_well(tmp_path: Path, codec: str) -> None:
+    original = with_sound(tmp_path / "s.mkv", codec)
+    with pytest.warns(UserWarning, match=r"a\.mov: written without sound.*(opus|flac)"):
+        save_video(from_uint8(smooth(3, 16, 16)), tmp_path / "a.mov", fps=10, audio_from=original)
+    assert not probe(tmp_path / "a.mov").has_audio
+    assert load_video(tmp_path / "a.mov").shape[2] == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mov", "s.mkv"]
 
 
 def test_silent_or_missing_source_of_sound(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:

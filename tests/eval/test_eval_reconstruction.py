@@ -10,6 +10,7 @@ import pytest
 
 from fakes import FakeTokenizer, moving_video
 from pyratok.data.video_io import VideoError, load_video, save_video
+from pyratok.eval import reconstruction
 from pyratok.eval.reconstruction import EvalProtocol, evaluate_reconstruction, find_clips
 from pyratok.metrics.reconstruction import psnr
 
@@ -31,6 +32,20 @@ def data(tmp_path: Path) -> Path:
 def test_clips_are_found_in_a_fixed_order(data: Path) -> None:
     assert [path.name for path in find_clips(data)] == ["a.mp4", "b.mp4", "c.png"]
     assert find_clips(data / "b.mp4") == [data / "b.mp4"]
+
+
+def test_hidden_files_are_no_clips(data: Path) -> None:
+    (data / "._b.mp4").write_bytes(b"what a Mac leaves on foreign disks")
+    (data / ".thumbnails").mkdir()
+    (data / "a.mp4").rename(data / ".thumbnails" / "a.mp4")
+    assert [path.name for path in find_clips(data)] == ["b.mp4", "c.png"]
+
+
+def test_clips_of_one_name_are_told_apart(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data / "a.mp4").rename(data / "more" / "b.mp4")
+    monkeypatch.chdir(data.parent)
+    record = evaluate_reconstruction(FakeTokenizer(), find_clips(Path("data")), SMALL, levels=[1])
+    assert [score.clip for score in record.clips] == ["b.mp4", "more/b.mp4", "more/c.png"]
 
 
 def test_no_clips_is_an_error(tmp_path: Path) -> None:
@@ -59,7 +74,7 @@ def test_clips_are_scaled_cropped_and_cut_as_the_protocol_says(data: Path) -> No
     assert [(c.clip, c.frames, c.height, c.width) for c in record.clips] == [
         ("a.mp4", 3, 32, 32),
         ("b.mp4", 5, 32, 32),
-        ("c.png", 1, 32, 32),
+        ("more/c.png", 1, 32, 32),
     ]
 
 
@@ -93,10 +108,19 @@ def test_x265_is_told_apart_from_what_it_cannot_reach(data: Path) -> None:
     assert record.mean[1].x265_psnr == fine.x265_psnr
 
 
+def test_a_fault_of_x265_is_not_a_rate_it_cannot_reach(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("Invalid argument")  # as av.ArgumentError, which is one
+
+    monkeypatch.setattr(reconstruction, "x265_at_bpp", fail)
+    with pytest.raises(ValueError, match="Invalid argument"):
+        evaluate_reconstruction(FakeTokenizer(), [data / "b.mp4"], SMALL, with_x265=True)
+
+
 def test_progress_is_told_clip_by_clip(data: Path) -> None:
     seen: list[str] = []
     evaluate_reconstruction(FakeTokenizer(), find_clips(data), SMALL, on_clip=lambda score: seen.append(score.clip))
-    assert seen == ["a.mp4", "b.mp4", "c.png"]
+    assert seen == ["a.mp4", "b.mp4", "more/c.png"]
 
 
 def test_a_damaged_clip_is_never_skipped(data: Path) -> None:

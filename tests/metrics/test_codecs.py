@@ -5,7 +5,7 @@ import av
 import numpy as np
 import pytest
 
-from pyratok.metrics.codecs import MAX_CRF, encode_x265, x265_at_bpp
+from pyratok.metrics.codecs import MAX_CRF, UnreachableRateError, encode_x265, x265_at_bpp
 
 
 def moving_blobs(frames: int = 9, height: int = 64, width: int = 64) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_rate_search(bpp: float) -> None:
 def test_rate_search_at_the_ends() -> None:
     frames = moving_blobs(2, 32, 32)
     assert x265_at_bpp(frames, 25, 100.0).crf < 2
-    with pytest.raises(ValueError, match="at least"):
+    with pytest.raises(UnreachableRateError, match="at least"):
         x265_at_bpp(frames, 25, 0.001)
 
 

@@ -144,6 +144,16 @@ def test_an_image_becomes_pictures(tmp_path: Path) -> None:
     assert (tmp_path / "out.png").read_bytes() == result.prefixes[-1].media
 
 
+def test_a_video_of_one_frame_stays_a_video(result: DemoResult, folder: Path) -> None:
+    one = run_demo(
+        FakeTokenizer(), folder / "clip.mp4", folder / "1.pyra", folder / "1.mp4", size=None, frames=1,
+        watch=Stopwatch(),
+    )  # fmt: skip
+    assert one.is_image
+    assert (probe(folder / "1.mp4").is_image, load_video(folder / "1.mp4").shape) == (False, (1, 3, 1, 48, 64))
+    Tags(render(one))
+
+
 def test_the_sample_clip_is_small_silent_and_attributed() -> None:
     sample = sample_clip()
     info = probe(sample)

@@ -1,9 +1,8 @@
-"""Pictures, plots, files and the stopwatch of the report."""
+"""Pictures, plots and the stopwatch of the report."""
 
 from __future__ import annotations
 
 from itertools import pairwise, product
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from pyratok.data.video_io import load_video, to_uint8
-from pyratok.report.files import write_atomically
 from pyratok.report.png import encode_png
 from pyratok.report.stopwatch import Stopwatch
 from pyratok.report.svg import Line, bit_bars, frame_ticks, line_chart, nice_ticks, spread
@@ -112,28 +110,6 @@ def test_bit_bars_have_a_bar_per_bit() -> None:
     drawn = ElementTree.fromstring(bit_bars([0.0, 0.5, 1.0], "blue"))
     bars = [(float(r.get("y", "")), float(r.get("height", ""))) for r in drawn.iter("rect")]
     assert bars == [(22.0, 22.0), (22.0, 1.0), (0.0, 22.0)]
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
-    for content in ("old", b"new"):
-        write_atomically(path, content)
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "x.json"
-    write_atomically(path, "old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_stopwatch_keeps_finished_steps_in_order() -> None:

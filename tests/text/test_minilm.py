@@ -55,6 +55,23 @@ def test_meaning(minilm: MiniLM) -> None:
 
 
 @installed
+def test_loads_with_options_that_every_transformers_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``dtype`` is an option of later ones alone, and what the default is has changed."""
+    import transformers
+
+    load, seen = transformers.AutoModel.from_pretrained, dict[str, object]()
+
+    def half(path: Path, **options: object) -> torch.nn.Module:
+        seen.update(options)
+        model: torch.nn.Module = load(path, **options)
+        return model.half()
+
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", half)
+    assert MiniLM().encode(["rain"]).tokens.dtype == torch.float32
+    assert set(seen) <= {"local_files_only", "use_safetensors"}
+
+
+@installed
 def test_long_text_is_cut(minilm: MiniLM) -> None:
     assert minilm.encode(["word " * 1000]).mask.sum() == minilm.max_tokens
 

@@ -153,6 +153,30 @@ def test_loads_without_diffusers(tmp_path: Path) -> None:
     assert all(torch.equal(value, vae.state_dict()[name]) for name, value in loaded.state_dict().items())
 
 
+def test_of_a_hub_repository_only_the_vae_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    asked: list[list[str]] = []
+
+    def snapshot(name: str, *, allow_patterns: list[str], **options: Any) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path / "vae")
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    write_folder(tmp_path / "vae", PLAIN, build("plain").state_dict())
+    load_wan_vae("owner/name")
+    pipeline = """
+        model_index.json README.md config.json diffusion_pytorch_model.safetensors diffusion_pytorch_model.bin
+        diffusion_pytorch_model-00001-of-00002.safetensors diffusion_pytorch_model.safetensors.index.json
+        vae/config.json vae/diffusion_pytorch_model.safetensors vae/diffusion_pytorch_model.bin
+        transformer/config.json transformer/diffusion_pytorch_model-00001-of-00012.safetensors
+        text_encoder/model-00001-of-00005.safetensors tokenizer/tokenizer.json scheduler/config.json
+    """.split()
+    found = list(hub.utils.filter_repo_objects(pipeline, allow_patterns=asked[0]))
+    assert found == [
+        name for name in pipeline if name.startswith(("config", "diffusion", "vae/")) and ".bin" not in name
+    ]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

@@ -7,9 +7,14 @@ do; nothing is written); 130 interrupted. With ``PYRATOK_DEBUG=1`` in the enviro
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -21,6 +26,9 @@ from pyratok.cli import demo, doctor, evaluate, info, tokens, train
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+"""How torch, whose error is a plain RuntimeError, says so on the CPU and on a GPU."""
 
 app = typer.Typer(
     name="pyratok",
@@ -63,36 +71,79 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code and prints at most one line of error."""
+    with _readable_warnings(), _noted_interrupts() as interrupts:
+        try:
+            code = get_command(app).main(list(arguments), prog_name="pyratok", standalone_mode=False)
+            if code == EXIT_INTERRUPTED:  # newer versions of typer turn an interrupt into this code, older ones raise
+                raise KeyboardInterrupt
+            return code if isinstance(code, int) else 0
+        except (KeyboardInterrupt, typer.Abort):
+            return _fail("interrupted", EXIT_INTERRUPTED)
+        except Exception as error:
+            if os.environ.get("PYRATOK_DEBUG"):
+                traceback.print_exc()
+            return _fail("interrupted", EXIT_INTERRUPTED) if interrupts else _report(error)
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """The Ctrl-Cs of this block: code that one meets, as the import of torch, may fail with an error of its own."""
+    seen: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.default_int_handler
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is usual
+    if ours:
+        signal.signal(signal.SIGINT, interrupt)
     try:
-        code = get_command(app).main(list(arguments), prog_name="pyratok", standalone_mode=False)
-        if code == EXIT_INTERRUPTED:  # newer versions of typer turn an interrupt into this code, older ones raise
-            raise KeyboardInterrupt
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", EXIT_INTERRUPTED)
-    except Exception as error:
-        if os.environ.get("PYRATOK_DEBUG"):
-            traceback.print_exc()
-        return _report(error)
+        yield seen
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)
+
+
+@contextmanager
+def _readable_warnings() -> Iterator[None]:
+    """Warnings without the line of code that gave them."""
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        return f"pyratok: warning: {message}\n"
+
+    before = warnings.formatwarning
+    if not os.environ.get("PYRATOK_DEBUG"):
+        warnings.formatwarning = show
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 def _report(error: Exception) -> int:
     """One line for a person, and whose fault it is."""
+    message = _message(error)
     if hasattr(error, "format_message"):  # a usage error of click, which typer may carry inside itself
-        message = error.format_message()
         return _fail(message, EXIT_BAD_INPUT) if message else EXIT_BAD_INPUT  # without one, the help was shown
-    if isinstance(error, FileNotFoundError) and error.filename is not None:
-        return _fail(f"there is no file {os.fspath(error.filename)}", EXIT_BAD_INPUT)
     if isinstance(error, OSError) and error.filename is not None:
         return _fail(f"{os.fspath(error.filename)}: {error.strerror}", EXIT_BAD_INPUT)
     if isinstance(error, (ValueError, OSError)):
-        return _fail(str(error), EXIT_BAD_INPUT)
-    if isinstance(error, MemoryError) or "not enough memory" in str(error):
+        return _fail(message, EXIT_BAD_INPUT)
+    if isinstance(error, MemoryError) or any(words in message for words in OUT_OF_MEMORY):
         return _fail("not enough memory; use --size S or --frames N", EXIT_BAD_INPUT)
     if isinstance(error, ImportError):
-        return _fail(f"{error}; `pyratok doctor` says what is missing", EXIT_INTERNAL)
+        return _fail(f"{message}; `pyratok doctor` says what is missing", EXIT_INTERNAL)
     hint = "" if os.environ.get("PYRATOK_DEBUG") else "; PYRATOK_DEBUG=1 shows where"
-    return _fail(f"internal error: {type(error).__name__}: {error}{hint}", EXIT_INTERNAL)
+    return _fail(f"internal error: {type(error).__name__}: {message}{hint}", EXIT_INTERNAL)
+
+
+def _message(error: Exception) -> str:
+    """What an error says; of one in a loader process, which carries the traceback of that process, the last line."""
+    text = str(error.format_message() if hasattr(error, "format_message") else error).strip()
+    return re.sub(r"^[\w.]+: ", "", text.splitlines()[-1]) if "\nOriginal Traceback" in text else text
 
 
 def _fail(message: str, code: int) -> int:

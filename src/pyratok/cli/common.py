@@ -16,10 +16,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
-from pyratok.report.files import write_atomically
+from pyratok.data.memory import available_memory
+from pyratok.files import write_atomically
 from pyratok.report.stopwatch import Stopwatch
 from pyratok.report.units import human_bytes, human_seconds
 
@@ -47,6 +57,9 @@ JsonOption = Annotated[
 BYTES_PER_VALUE = 64
 """Rough working memory of a whole-clip pass, in bytes per value of the input: what refuses the hopeless in time."""
 
+PIPED_WIDTH = 1000
+"""Columns of a table that goes into a file or a pipe, where nothing has to be cut."""
+
 
 def load_model(name_or_path: str | None) -> VideoTokenizer:
     """The embedded default, or the model of a directory or hub id."""
@@ -60,35 +73,43 @@ def check_output(path: Path, *inputs: Path) -> None:
 
     Raises: ValueError with the cause and what to do.
     """
+    if str(path) == "-":
+        raise ValueError("only --json takes - for standard output; name a file")
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file; choose another output")
     if not path.parent.is_dir():
         raise ValueError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     if not os.access(path.parent, os.W_OK):
         raise ValueError(f"cannot write {path}: the folder {path.parent} is read-only")
-    for source in inputs:
-        if path.exists() and source.exists() and path.samefile(source):
-            raise ValueError(f"{path} is the input itself; choose another output")
+    if any(same_file(path, source) for source in inputs):
+        raise ValueError(f"{path} is the input itself; choose another output")
 
 
-def check_video_output(path: Path, fps: float | None, *inputs: Path) -> None:
+def same_file(a: Path, b: Path) -> bool:
+    """Do two names lead to one file, be it there or not yet?"""
+    return os.path.realpath(a) == os.path.realpath(b) or (a.exists() and b.exists() and a.samefile(b))
+
+
+def check_video_output(path: Path, fps: float | None, frames: int | None, *inputs: Path) -> None:
     """:func:`check_output` for a video of ``fps``, or for an image (``fps`` None), by what its suffix can hold.
 
-    Raises: ValueError or :class:`~pyratok.data.video_io.VideoError` with the cause and what to do.
+    ``frames`` is None where nobody knows. Raises: ValueError or :class:`~pyratok.data.video_io.VideoError` with the
+    cause and what to do.
     """
-    from pyratok.data.video_io import VideoError, VideoWriter
+    from pyratok.data.video_io import FALLBACK_FPS, VideoWriter
 
     check_output(path, *inputs)
-    VideoWriter(path, fps=fps or 1.0)
-    if fps is None:
-        try:
-            VideoWriter(path, fps=None)
-        except VideoError:
-            raise ValueError(f"{path} is to hold a single image; give it a suffix such as .png") from None
+    is_still = VideoWriter(path, fps=fps or FALLBACK_FPS).is_still
+    if fps is None and not is_still:
+        raise ValueError(f"{path} is to hold a single image; give it a suffix such as .png")
+    if fps is not None and is_still and frames != 1:
+        raise ValueError(f"{path} can hold a single image only; write the video to .mp4")
 
 
-def make_folder(path: Path) -> None:
-    """Make a folder for outputs in a folder that is there.
+def check_folder(path: Path) -> None:
+    """Refuse a folder for outputs that cannot be written to or made.
 
     Raises: ValueError with the cause and what to do.
     """
@@ -96,36 +117,41 @@ def make_folder(path: Path) -> None:
         raise ValueError(f"{path} is a file, not a folder; choose another --out")
     if not path.parent.is_dir():
         raise ValueError(f"cannot make {path}: there is no folder {path.parent}; create it first")
-    path.mkdir(exist_ok=True)
+    if not os.access(path if path.is_dir() else path.parent, os.W_OK):
+        raise ValueError(f"cannot write to {path}: read-only; choose another --out")
 
 
-def check_clip(path: Path, size: int | None = None, frames: int | None = None) -> VideoInfo:
+def check_clip(path: Path, size: int | None = None, frames: int | None = None, crop: int | None = None) -> VideoInfo:
     """What a clip is; refuses one that cannot be read or whose tokens cannot be computed in this memory.
 
     Raises: :class:`~pyratok.data.video_io.VideoError` or ValueError with the cause and what to do.
     """
     from pyratok.data.video_io import probe
 
-    info, free = probe(path), available_memory()
+    info = probe(path)
     scale = 1.0 if size is None else size / min(info.height, info.width)
-    height, width = round(info.height * scale), round(info.width * scale)
-    count = min(n for n in (frames, info.frames or 1) if n is not None)
-    needed = count * height * width * 3 * BYTES_PER_VALUE
-    if free is not None and needed > free:
-        raise ValueError(
-            f"{path}: {count} frames of {width}x{height} need about {human_bytes(needed)} of memory, "
-            f"{human_bytes(free)} are free; use --size S or --frames N"
-        )
+    height, width = (round(side * scale) if crop is None else crop for side in (info.height, info.width))
+    check_memory(path, min(n for n in (frames, info.frames or 1) if n is not None), height, width)
     return info
 
 
-def available_memory() -> int | None:
-    """Bytes of memory a program can still take, or None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+def check_memory(path: Path, frames: int, height: int, width: int, advice: str = "use --size S or --frames N") -> None:
+    """Refuse, with ValueError, a clip whose pass through a model would take more memory than there is."""
+    needed, free = frames * height * width * 3 * BYTES_PER_VALUE, available_memory()
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{path}: {frames} frames of {width}x{height} need about {human_bytes(needed)} of memory, "
+            f"{human_bytes(free)} are free; {advice}"
+        )
+
+
+def progress_bar(console: Console, *, counted: bool = True, transient: bool = True) -> Progress:
+    """A bar with the time gone and left, and how many of how many where ``counted``; only on a terminal."""
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn()]
+    if counted:
+        columns.append(MofNCompleteColumn())
+    columns += [TimeElapsedColumn(), TimeRemainingColumn()]
+    return Progress(*columns, console=console, transient=transient, disable=not console.is_terminal)
 
 
 class ShownStopwatch(Stopwatch):
@@ -151,35 +177,42 @@ class ShownStopwatch(Stopwatch):
 class Output:
     """Where a command's numbers go: a table on stdout for people, and JSON where ``--json`` says.
 
-    With ``--json -`` stdout belongs to the JSON document, and tables move to stderr.
+    With ``--json -`` stdout belongs to the JSON document, and tables move to stderr. What the command reads or writes
+    is ``taken``: refused, with ValueError, as a place for the JSON, and so are the files in its folders.
     """
 
-    def __init__(self, json_target: str | None) -> None:
+    def __init__(self, json_target: str | None, *taken: str | Path | None) -> None:
         self.json_target = json_target
         if json_target is not None and json_target != "-":
-            check_output(Path(json_target))
+            target = Path(json_target)
+            for path in (Path(name) for name in taken if name is not None):
+                if same_file(target, path) or (target.exists() and _holds(path, target)):
+                    raise ValueError(f"--json {target} would replace what the command works on; name another file")
+            check_output(target)
         self.console = Console(stderr=json_target == "-")
+        if not self.console.is_terminal:
+            self.console.width = PIPED_WIDTH
 
     def facts(self, facts: Mapping[str, Any], title: str | None = None) -> None:
         """Names and values, one a line."""
         if title is not None:
-            self.console.print(escape(title), style="bold", soft_wrap=True)
+            self.console.print(_shown(title), style="bold", soft_wrap=True)
         table = Table(show_header=False, box=None, pad_edge=False)
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in facts.items():
-            table.add_row(name, escape(str(value)))
+            table.add_row(name, _shown(value))
         self.console.print(table)
 
     def table(self, columns: Iterable[str], rows: Iterable[Iterable[str]], *, last_is_total: bool = False) -> None:
         """A table whose first column is text and whose others are numbers."""
         table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
         for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
+            table.add_column(column, justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
         shown = [list(row) for row in rows]
         for index, row in enumerate(shown):
             style = "bold" if last_is_total and index == len(shown) - 1 else None
-            table.add_row(*map(escape, row), style=style)
+            table.add_row(*map(_shown, row), style=style)
         self.console.print(table)
 
     def finish(self, numbers: Mapping[str, Any]) -> None:
@@ -191,6 +224,16 @@ class Output:
             typer.echo(text, nl=False)
         else:
             write_atomically(Path(self.json_target), text)
+
+
+def _holds(folder: Path, file: Path) -> bool:
+    """Is the file in this folder or one below it?"""
+    return Path(os.path.realpath(folder)) in Path(os.path.realpath(file)).parents
+
+
+def _shown(value: object) -> str:
+    """Text without markup, nor bytes of a file name that are no UTF-8."""
+    return escape(str(value).encode("utf-8", "replace").decode())
 
 
 def plain(value: Any) -> Any:

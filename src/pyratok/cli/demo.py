@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from pyratok.cli import common
 from pyratok.cli.common import JsonOption, ModelOption, Output, ShownStopwatch
-from pyratok.report.files import write_atomically
+from pyratok.files import write_atomically
 from pyratok.report.units import human_bytes
 
 
@@ -29,22 +30,30 @@ def demo(
     from pyratok.report.demo import run_demo, sample_clip
     from pyratok.report.page import render
 
-    output, watch = Output(json_file), ShownStopwatch(keep=True)
-    clip = clip or sample_clip()
+    clip, watch = clip or sample_clip(), ShownStopwatch(keep=True)
     with watch.step("examine the clip"):
         is_image = common.check_clip(clip, size, frames).is_image
-    with watch.step("load the model"):
-        tokenizer = common.load_model(model)
     name = "sample" if clip == sample_clip() else clip.stem
     tokens_path = out / f"{name}.pyra"
     video_path = out / f"{name}-reconstructed{'.png' if is_image else '.mp4'}"
     report_path = out / "report.html"
-    common.make_folder(out)
-    for path in (tokens_path, video_path, report_path):
-        common.check_output(path, clip)
+    paths = tokens_path, video_path, report_path
+    output = Output(json_file, clip, model, *paths)
+    common.check_folder(out)
+    if out.is_dir():
+        for path in paths:
+            common.check_output(path, clip)
+    with watch.step("load the model"):
+        tokenizer = common.load_model(model)
 
-    result = run_demo(tokenizer, clip, tokens_path, video_path, size=size, frames=frames, watch=watch)
-    write_atomically(report_path, render(result))
+    # All three files or none: they are made in a folder beside and moved when the last one is there.
+    with TemporaryDirectory(prefix=".pyratok-", dir=out if out.is_dir() else out.parent) as folder:
+        drafts = [Path(folder, path.name) for path in paths]
+        result = run_demo(tokenizer, clip, drafts[0], drafts[1], size=size, frames=frames, watch=watch)
+        write_atomically(drafts[2], render(result))
+        out.mkdir(exist_ok=True)
+        for draft, path in zip(drafts, paths, strict=True):
+            draft.replace(path)
 
     whole = result.prefixes[-1]
     output.facts(

@@ -20,6 +20,7 @@ from rich.table import Table
 import pyratok
 from pyratok.cli import common
 from pyratok.cli.common import JsonOption, ModelOption, Output, ShownStopwatch
+from pyratok.data.memory import available_memory
 from pyratok.report.units import human_bytes
 
 LOW_MEMORY = 2 * 1000**3
@@ -47,7 +48,7 @@ class Check:
 
 def doctor(model: ModelOption = None, json_file: JsonOption = None) -> None:
     """Check the installation; exits with 1 if something does not work."""
-    out, watch = Output(json_file), ShownStopwatch()
+    out, watch = Output(json_file, model), ShownStopwatch()
     with watch.step("examining"):
         checks = list(examine(model))
     table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
@@ -155,7 +156,7 @@ def _extra(extra: str, modules: tuple[str, ...]) -> Check:
 
 
 def _memory() -> Check:
-    free = common.available_memory()
+    free = available_memory()
     if free is None:
         return Check("memory", "ok", "this system does not tell")
     if free < LOW_MEMORY:

@@ -8,13 +8,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pyratok.cli import common
 from pyratok.cli.common import JsonOption, ModelOption, Output, ShownStopwatch
 
 if TYPE_CHECKING:
     from pyratok.eval.codebook_usage import UsageRecord
+    from pyratok.eval.language import LanguageRecord
     from pyratok.eval.reconstruction import ClipScore, PrefixScore, ReconstructionRecord
 
 app = typer.Typer(help="Measure a model by a fixed protocol.", no_args_is_help=True)
@@ -24,7 +24,10 @@ app = typer.Typer(help="Measure a model by a fixed protocol.", no_args_is_help=T
 def reconstruction(
     data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of clips, or one clip.")],
     size: Annotated[int, typer.Option("--size", min=1, metavar="S", help="Scale the short side to S pixels.")] = 256,
-    crop: Annotated[int, typer.Option("--crop", min=1, metavar="S", help="Cut out the centre S x S pixels.")] = 256,
+    crop: Annotated[
+        int | None,
+        typer.Option("--crop", min=1, metavar="C", help="Cut out the centre C x C pixels; default: 256, at most S."),
+    ] = None,
     frames: Annotated[int, typer.Option("--frames", min=1, metavar="N", help="Take the first N frames.")] = 33,
     levels: Annotated[
         str, typer.Option("--levels", metavar="LIST", help="Level prefixes to score, such as 1,2,4.")
@@ -36,23 +39,24 @@ def reconstruction(
     """PSNR and SSIM of every level prefix, clip by clip."""
     from pyratok.eval.reconstruction import EvalProtocol, evaluate_reconstruction, find_clips
 
-    out, watch = Output(json_file), ShownStopwatch()
-    protocol = EvalProtocol(size=size, crop=crop, frames=frames)
+    protocol = EvalProtocol(size=size, crop=min(256, size) if crop is None else crop, frames=frames)
     counts = parse_levels(levels)
     clips = find_clips(data)
+    out, watch = Output(json_file, model, *clips), ShownStopwatch()
+    with watch.step("examining the clips"):
+        for clip in clips:
+            common.check_clip(clip, size, frames, protocol.crop)
     with watch.step("loading the model"):
         tokenizer = common.load_model(model)
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    terminal = watch.console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=watch.console, transient=True, disable=not terminal) as bar:
+    with common.progress_bar(watch.console) as bar:
         task = bar.add_task("clips", total=len(clips))
 
         def advance(score: ClipScore) -> None:
             bar.advance(task)
 
         record = evaluate_reconstruction(tokenizer, clips, protocol, levels=counts, with_x265=x265, on_clip=advance)
-    out.table(*score_table(record), last_is_total=True)
+    out.table(*score_table(record, with_x265=x265), last_is_total=True)
     out.console.print(f"[dim]{record.model}, protocol {protocol.digest}[/]")
     out.finish(record.to_dict())
 
@@ -76,7 +80,7 @@ def codebook_usage(
     from pyratok.eval.codebook_usage import UsageProtocol, evaluate_usage
     from pyratok.recipes.nano import DATA
 
-    out, watch = Output(json_file), ShownStopwatch()
+    out, watch = Output(json_file, model, *data), ShownStopwatch()
     protocol = UsageProtocol(tokens=tokens)
     with watch.step("loading the model"):
         tokenizer = common.load_model(model)
@@ -84,14 +88,55 @@ def codebook_usage(
     with TemporaryDirectory() as temporary:
         with watch.step("reading the media"):
             clips = mixed_clips(DATA, data, cache or Path(temporary), **shape, length=protocol.most_clips)
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        terminal = watch.console.is_terminal
-        with Progress(*columns, console=watch.console, transient=True, disable=not terminal) as bar:
+        with common.progress_bar(watch.console, counted=False) as bar:
             task = bar.add_task("tokens", total=1.0)
             record = evaluate_usage(tokenizer, clips, protocol, lambda share: bar.update(task, completed=share))
     out.table(*usage_table(record))
     out.console.print(f"[dim]{record.model}, {record.clips} clips[/]")
     out.finish(record.to_dict())
+
+
+@app.command("language")
+def language(
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", metavar="DIR_OR_MANIFEST", help="Captioned sprites and photographs to render clips of."),
+    ],
+    clips: Annotated[int, typer.Option("--clips", min=1, metavar="N", help="Clips per measure.")] = 200,
+    model: ModelOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """What tokens made without a caption say in words: classification, retrieval, pointing; seen and unseen nouns."""
+    from pyratok.data.manifests import gather
+    from pyratok.data.synthetic import CaptionedScenes, SceneConfig
+    from pyratok.eval.language import LanguageProtocol, evaluate_language
+
+    out, watch = Output(json_file, model, *data), ShownStopwatch()
+    protocol = LanguageProtocol(clips=clips)
+    media = gather(data)
+    with watch.step("loading the model"):
+        tokenizer = common.load_model(model)
+
+    def scenes(config: SceneConfig) -> CaptionedScenes:
+        return CaptionedScenes(media.sprites, media.photos, None, config)
+
+    with common.progress_bar(watch.console) as bar:
+        task = bar.add_task("starting", total=5)
+        record = evaluate_language(
+            tokenizer, scenes, protocol, lambda name: bar.update(task, description=name, advance=1)
+        )
+    out.table(*language_table(record))
+    out.console.print(f"[dim]{record.model}, protocol {protocol.digest}[/]")
+    out.finish(record.to_dict())
+
+
+def language_table(record: LanguageRecord) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: each measure, what it is to be held against, and how many questions it was."""
+    rows = []
+    for score in record.scores:
+        beside = ", ".join(f"{name} {value:.1%}" for name, value in score.baselines.items())
+        rows.append([f"{score.name} ({score.nouns} nouns)", f"{score.value:.1%}", beside, str(score.count)])
+    return ["measure", "tokens", "beside", "asked"], rows
 
 
 def usage_table(record: UsageRecord) -> tuple[list[str], list[list[str]]]:
@@ -123,12 +168,11 @@ def parse_levels(text: str) -> list[int] | None:
     return counts
 
 
-def score_table(record: ReconstructionRecord) -> tuple[list[str], list[list[str]]]:
+def score_table(record: ReconstructionRecord, *, with_x265: bool) -> tuple[list[str], list[list[str]]]:
     """Columns and rows: per clip, and for the mean last, the PSNR in dB and SSIM of every prefix.
 
-    Where x265 was run, a second line of each row has its PSNR at the same rate.
+    ``with_x265``: a second line of each row has its PSNR at the same rate, - where it cannot go as low.
     """
-    with_x265 = any(score.x265_psnr is not None for clip in record.clips for score in clip.prefixes)
     columns = ["clip", "frames"]
     for score in record.mean:
         name = "level 1" if score.levels == 1 else f"levels 1-{score.levels}"

@@ -29,7 +29,7 @@ def info(
     json_file: JsonOption = None,
 ) -> None:
     """Say what a token file, a video or a model is."""
-    out = Output(json_file)
+    out = Output(json_file, subject, model)
     if subject is not None and model is not None:
         raise ValueError("give a file or --model, not both")
     if subject is None or subject.is_dir():

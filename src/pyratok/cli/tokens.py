@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 InputVideo = Annotated[Path, typer.Argument(metavar="IN", help="A video or image, anything FFmpeg reads.")]
 OutputVideo = Annotated[Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The video to write.")]
 
-FALLBACK_FPS = 25.0
-"""Rate of a video whose tokens were made from a bare tensor and remember none."""
-
 
 def encode(
     video: InputVideo,
@@ -36,7 +33,7 @@ def encode(
     from pyratok.codec.container import save_tokens
     from pyratok.data.video_io import load_video
 
-    out, watch = Output(json_file), ShownStopwatch()
+    out, watch = Output(json_file, video, output, model), ShownStopwatch()
     common.check_output(output, video)
     common.check_clip(video, size, frames)
     with watch.step("reading the video"):
@@ -61,17 +58,19 @@ def decode(
 ) -> None:
     """Turn a .pyra file, or its first levels, back into a video."""
     from pyratok.codec.container import load_tokens
-    from pyratok.data.video_io import save_video
+    from pyratok.data.video_io import FALLBACK_FPS, save_video
 
-    out, watch = Output(json_file), ShownStopwatch()
+    out, watch = Output(json_file, file, output, model), ShownStopwatch()
     tokens = load_tokens(file, levels)
     if tokens.batch_size != 1:
         raise ValueError(f"{file} holds a batch of {tokens.batch_size} clips; decode it in Python, one video per clip")
-    fps = tokens.geometry.fps or (FALLBACK_FPS if tokens.geometry.frames > 1 else None)
-    common.check_video_output(output, fps, file)
+    g = tokens.geometry
+    fps = g.fps or (FALLBACK_FPS if g.frames > 1 else None)
+    common.check_video_output(output, fps, g.frames, file)
+    common.check_memory(file, g.frames, g.height, g.width, "encode with --size S or --frames N")
     with watch.step("loading the model"):
         tokenizer = common.load_model(model)
-    with watch.step(f"decoding {tokens.geometry.frames} frames"):
+    with watch.step(f"decoding {g.frames} frames"):
         clip = tokenizer.decode(tokens)
     with watch.step("writing the video"):
         save_video(clip, output, fps=fps)
@@ -99,8 +98,9 @@ def reconstruct(
     from pyratok.data.video_io import load_video, save_video
     from pyratok.metrics.reconstruction import psnr_per_frame, ssim_per_frame
 
-    out, watch = Output(json_file), ShownStopwatch()
-    common.check_video_output(output, common.check_clip(video, size, frames).fps, video)
+    out, watch = Output(json_file, video, output, model), ShownStopwatch()
+    info = common.check_clip(video, size, frames)
+    common.check_video_output(output, info.fps, 1 if frames == 1 else info.frames, video)
     with watch.step("reading the video"):
         clip = load_video(video, size=size, frames=frames)
     with watch.step("loading the model"):

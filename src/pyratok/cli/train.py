@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TaskID
 
-from pyratok.cli.common import Output
+from pyratok.cli.common import Output, progress_bar
 
 if TYPE_CHECKING:
-    from pyratok.train.run import Recipe
+    from pyratok.train.stages import Plan
 
 
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a recipe, such as nano-vae or nano.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints, log and model.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints, logs and the model.")],
     data: Annotated[
         list[Path],
         typer.Option("--data", metavar="DIR_OR_MANIFEST", help="What to train on; may be given several times."),
@@ -27,52 +27,73 @@ def train(
     init: Annotated[
         Path | None, typer.Option("--init", metavar="MODEL", help="Start from the weights of this model directory.")
     ] = None,
+    stages: Annotated[
+        list[str] | None,
+        typer.Option("--stage", metavar="NAME", help="Run this stage alone; may be given several times."),
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="a.b=c", help="Change a field of the recipe; may be given several times."),
+        typer.Option("--set", metavar="[STAGE.]a.b=c", help="Change a field of one stage, or of all of them."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
 ) -> None:
     """Train a model by a recipe, or go on with it; Ctrl-C saves and stops, --resume goes on."""
     overrides = parse_settings(settings or [])
 
-    from pyratok.train.run import run
+    from pyratok.train.stages import run_plan
 
-    config = build_recipe(recipe, overrides)
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(config.name, total=config.train.steps)
+    plan = build_plan(recipe, overrides, stages)
+    with progress_bar(Console(stderr=True), transient=False) as bar:
+        tasks: list[TaskID] = []
+
+        def begin(number: int) -> None:
+            tasks.append(bar.add_task(plan.stages[number].name, total=plan.stages[number].train.steps))
 
         def show(record: Mapping[str, Any]) -> None:
-            words = f"{config.name} loss {record['total']:.4f} {record['clips_per_second']:.1f} clips/s"
-            bar.update(task, completed=record["step"], description=words)
+            words = f"loss {record['total']:.4f} {record['clips_per_second']:.1f} clips/s"
+            bar.update(tasks[-1], completed=record["step"], description=f"{record['stage']} {words}")
 
-        model = run(config, data, out, init=init, resume=resume, on_log=show)
+        model = run_plan(plan, data, out, init=init, resume=resume, on_stage=begin, on_log=show)
     Output(None).facts({"model": model})
 
 
-def build_recipe(name: str, overrides: Mapping[str, Any]) -> Recipe:
-    """The recipe of that name with dotted fields replaced: ``{"train.steps": 10}``.
+def build_plan(name: str, overrides: Mapping[str, Any], stages: Sequence[str] | None = None) -> Plan:
+    """The plan of that name, some of its ``stages`` alone if asked, with dotted fields replaced.
 
-    Raises: ValueError for an unknown recipe or field, or a value that the recipe refuses.
+    ``{"alignment.train.steps": 10}`` is for one stage, ``{"train.steps": 10}`` for all.
+    Raises: ValueError for an unknown recipe, stage or field, or a value that the recipe refuses.
     """
     from pyratok.config import from_dict, nearest, to_dict
     from pyratok.recipes import RECIPES
-    from pyratok.train.run import Recipe
+    from pyratok.train.stages import Plan
 
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}{nearest(name, RECIPES)}; recipes are {', '.join(RECIPES)}")
-    fields = to_dict(RECIPES[name]())
+    plan = RECIPES[name]()
+    known = {stage.name: to_dict(stage) for stage in plan.stages}
+    if unknown := [stage for stage in stages or () if stage not in known]:
+        hint = nearest(unknown[0], known)
+        raise ValueError(f"recipe {name} has no stage {unknown[0]!r}{hint}; stages are {', '.join(known)}")
+    chosen = {stage: fields for stage, fields in known.items() if not stages or stage in stages}
     for key, value in overrides.items():
-        *parents, last = key.split(".")
-        section: Any = fields
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or last not in section:
-            raise ValueError(f"recipe {name} has no field {key!r}{nearest(key, _paths(fields))}")
-        section[last] = value
-    return from_dict(Recipe, fields)
+        first, _, rest = key.partition(".")
+        targets, field = ([known[first]], rest) if first in known else (list(chosen.values()), key)
+        for fields in targets:
+            if not _replace(fields, field, value):
+                raise ValueError(f"recipe {name} has no field {key!r}{nearest(field, _paths(fields))}")
+    return from_dict(Plan, {"name": name, "stages": list(chosen.values())})
+
+
+def _replace(fields: dict[str, Any], path: str, value: Any) -> bool:
+    """Set a dotted field that is there; False where it is not."""
+    *parents, last = path.split(".")
+    section: Any = fields
+    for parent in parents:
+        section = section.get(parent) if isinstance(section, dict) else None
+    if not isinstance(section, dict) or last not in section:
+        return False
+    section[last] = value
+    return True
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

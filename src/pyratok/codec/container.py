@@ -33,10 +33,8 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
 import struct
 import zlib
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,6 +43,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyratok.files import replacing
 from pyratok.types import Geometry, ModelId, TokenPyramid
 
 MAGIC = b"\x89PYR\r\n\x1a\n"
@@ -120,7 +119,7 @@ class _Header:
         Raises: LookupError, TypeError or ValueError for what no writer would write.
         """
         batch_size = _integer(fields["batch_size"], 1)
-        num_bits = _integer(fields["num_bits"], 1, 31)
+        num_bits = _integer(fields["num_bits"], 1, 30)
         geometry = _geometry(fields["geometry"])
         model = ModelId(name=_text(fields["model"]["name"]), fingerprint=_text(fields["model"]["fingerprint"]))
         entries = fields["levels"]
@@ -197,20 +196,8 @@ def save_tokens(tokens: TokenPyramid, path: str | os.PathLike[str]) -> None:
         raise ValueError(f"the header takes {len(header)} bytes, at most {MAX_HEADER} fit; shorten the model name")
     preamble = _PREAMBLE.pack(MAGIC, VERSION, 0, len(header))
     checksum = zlib.crc32(preamble + header).to_bytes(4, "little")
-    _write_atomically(Path(path), [preamble, checksum, header, *payloads])
-
-
-def _write_atomically(path: Path, chunks: Iterable[bytes]) -> None:
-    temporary = path.with_name(f".{secrets.token_hex(8)}.pyra.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(Path(path)) as temporary, temporary.open("xb") as file:
+        file.writelines([preamble, checksum, header, *payloads])
 
 
 def load_tokens(path: str | os.PathLike[str], levels: int | None = None) -> TokenPyramid:

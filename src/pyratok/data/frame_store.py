@@ -16,6 +16,7 @@ import numpy as np
 
 from pyratok.data.opencv import opencv
 from pyratok.data.video_io import VideoError, iter_frames
+from pyratok.files import replacing
 
 
 class FrameStore:
@@ -57,24 +58,17 @@ class FrameStore:
     def _decode(self, video: Path, path: Path) -> None:
         """Write the frames one by one: a film does not fit in memory."""
         self.cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
         count = 0
-        try:
-            with open(temporary, "wb") as file:
-                for _, frame in iter_frames(video):
-                    frame = self._shrink(frame)
-                    if not count:
-                        _write_header(file, 0, frame)
-                    file.write(np.ascontiguousarray(frame).data)
-                    count += 1
-                file.seek(0)
-                # numpy leaves room for the number of frames to grow, so this is as long as the first one.
-                _write_header(file, count, frame)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            for _, frame in iter_frames(video):
+                frame = self._shrink(frame)
+                if not count:
+                    _write_header(file, 0, frame)
+                file.write(np.ascontiguousarray(frame).data)
+                count += 1
+            file.seek(0)
+            # numpy leaves room for the number of frames to grow, so this is as long as the first one.
+            _write_header(file, count, frame)
 
     def _shrink(self, frame: np.ndarray) -> np.ndarray:
         cv2 = opencv()

@@ -13,6 +13,12 @@ from av.container import InputContainer
 
 PathLike = str | os.PathLike[str]
 
+FALLBACK_FPS = 25.0
+"""Frames per second where nothing tells the rate: of stills, and of clips that were bare tensors."""
+
+_SCRIPTS = {"tty": "a text file, not a video or image", "concat": "a list of files for FFmpeg, not a video or image"}
+"""What FFmpeg would play by its own rules: text as a terminal recording, a list as the files that it names."""
+
 
 class VideoError(ValueError):
     """A video or image that cannot be read or written: one line that names the file, the cause and the fix."""
@@ -21,7 +27,7 @@ class VideoError(ValueError):
 def exact_rate(fps: float | Fraction) -> Fraction:
     """Frame rate as the fraction it stands for: 29.97002997... becomes 30000/1001. Raises ValueError unless > 0."""
     if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"a frame rate is a positive number of frames per second, got {fps}")
+        raise ValueError(f"fps must be a positive number of frames per second, got {fps}")
     return Fraction(fps).limit_denominator(1001) or Fraction(fps).limit_denominator(10**9)
 
 
@@ -53,9 +59,9 @@ def open_media(path: PathLike) -> InputContainer:
         raise VideoError(f"{file}: no permission to read it") from error
     except (av.FFmpegError, OSError) as error:
         raise VideoError(f"{file}: {_why_unreadable(file)}") from error
-    if container.format.name == "tty":  # FFmpeg would play *.txt as a terminal recording
+    if container.format.name in _SCRIPTS:
         container.close()
-        raise VideoError(f"{file}: a text file, not a video or image")
+        raise VideoError(f"{file}: {_SCRIPTS[container.format.name]}")
     return container
 
 

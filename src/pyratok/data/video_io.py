@@ -14,22 +14,23 @@ the ones asked for are not decoded, so damage there does not matter.
 from __future__ import annotations
 
 import math
-import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
-from pyratok.data.video_base import PathLike, VideoError, exact_rate
+from pyratok.data.memory import available_memory
+from pyratok.data.video_base import FALLBACK_FPS, PathLike, VideoError, exact_rate
 from pyratok.data.video_pixels import from_uint8, pictures_to_tensor, to_uint8
 from pyratok.data.video_track import Shot, VideoTrack
 from pyratok.data.video_write import VideoWriter, save_video
 from pyratok.types import Video
 
 __all__ = [
+    "FALLBACK_FPS",
     "VideoError",
     "VideoInfo",
     "VideoWriter",
@@ -136,7 +137,8 @@ def load_video(
         window = _centre_window(path, painter.size, crop)
         height, width = (side.stop - side.start for side in window)
         rate = exact_rate(fps) if fps is not None else track.rate
-        capacity = _available_memory() // (height * width * _BYTES_PER_PIXEL)
+        free = available_memory()
+        capacity = sys.maxsize if free is None else free // (height * width * _BYTES_PER_PIXEL)
         _check_memory(path, _expected_frames(track, start, rate, frames), height, width, capacity)
 
         shots = track.shots(start)
@@ -144,7 +146,7 @@ def load_video(
             shots = _regular(shots, rate) if fps is None else _sampled(shots, start, rate, track.slack)
         pictures: list[np.ndarray] = []
         last = None
-        for shot in islice(shots, frames):
+        for shot in islice(shots, None if frames is None else min(frames, sys.maxsize)):
             pictures.append(pictures[-1] if shot.frame is last else painter.paint(shot.frame)[window])
             last = shot.frame
             _check_memory(path, len(pictures), height, width, capacity)
@@ -236,16 +238,3 @@ def _check_memory(path: PathLike, frames: int, height: int, width: int, capacity
             f"{path}: {frames} frames of {width}x{height} need {needed:.1f} GiB of memory, {available:.1f} GiB are "
             "available; ask for a smaller size or fewer frames"
         )
-
-
-def _available_memory() -> int:
-    """Bytes that this process may still use, as far as the system tells; else the size of the machine's memory."""
-    known = [2**62]
-    try:
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-        known.append(next(int(line.split()[1]) << 10 for line in meminfo.splitlines() if line.startswith("MemAvail")))
-        known.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
-    except (OSError, ValueError, StopIteration):
-        if len(known) == 1 and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-            known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(known)

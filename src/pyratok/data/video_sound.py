@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 
 import av
@@ -34,6 +36,7 @@ class SoundCopy:
             return True
         self._output = output
         try:
+            self._try_header(output.format.name)
             self._copy = output.add_stream_from_template(self._stream)
         except (av.FFmpegError, ValueError):
             self._stream = None
@@ -56,6 +59,20 @@ class SoundCopy:
 
     def close(self) -> None:
         self._input.close()
+
+    def _try_header(self, muxer: str) -> None:
+        """Some formats refuse a codec only when their header is written: too late to go on without the sound.
+
+        Raises FFmpegError or ValueError.
+        """
+        assert self._stream is not None
+        trial = av.open(io.BytesIO(), "w", format=muxer)
+        try:
+            trial.add_stream_from_template(self._stream)
+            trial.start_encoding()
+        finally:
+            with suppress(av.FFmpegError, OSError):  # a file without any sound in it may be refused as well
+                trial.close()
 
     def _shifted(self) -> Iterator[tuple[float, Packet]]:
         """Packets with their times moved so that ``start`` becomes 0."""

@@ -16,7 +16,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from pyratok.data.video_base import PathLike, VideoError, open_media, parse_true_size, why_undecodable
+from pyratok.data.video_base import FALLBACK_FPS, PathLike, VideoError, open_media, parse_true_size, why_undecodable
 from pyratok.data.video_pixels import Painter
 
 _ANIMATIONS = {"gif", "apng"}  # video, unless they hold a single frame
@@ -93,7 +93,7 @@ class VideoTrack:
         average, nominal = self.stream.average_rate, self.stream.guessed_rate
         if not average:
             step = (self.first.duration or 0) * self._clock
-            return 1 / step if step else nominal or Fraction(25)
+            return 1 / step if step else nominal or Fraction(FALLBACK_FPS)
         return nominal if nominal and abs(nominal / average - 1) < 0.05 else average
 
     def _usual_rate(self) -> Fraction:

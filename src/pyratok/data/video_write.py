@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -21,9 +20,10 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from pyratok.data.video_base import PathLike, VideoError, exact_rate, note_true_size
+from pyratok.data.video_base import FALLBACK_FPS, PathLike, VideoError, exact_rate, note_true_size
 from pyratok.data.video_pixels import BICUBIC, to_uint8
 from pyratok.data.video_sound import SoundCopy
+from pyratok.files import sync
 
 _BT709, _LIMITED = 1, 1  # of AVColorSpace, AVColorPrimaries and AVColorTransferCharacteristic; of AVColorRange
 _CHUNK = 16  # frames turned into bytes at a time
@@ -105,7 +105,7 @@ class VideoWriter:
         if self.path.is_dir():
             raise VideoError(f"{path}: is a folder")
         try:
-            self._rate = exact_rate(25 if fps is None else fps)
+            self._rate = exact_rate(FALLBACK_FPS if fps is None else fps)
         except ValueError as error:
             raise VideoError(f"{path}: {error}") from None
         if not 0 <= crf <= 51:
@@ -117,6 +117,11 @@ class VideoWriter:
         self._container: OutputContainer | None = None
         self._sound: SoundCopy | None = None
         self._graph: Graph | None = None
+
+    @property
+    def is_still(self) -> bool:
+        """Does the file hold a single image?"""
+        return self._format.is_still
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -224,8 +229,7 @@ class VideoWriter:
         with _failures_of(self.path):
             self._encode(None)
             self._container.close()
-            with self._temporary.open("rb+") as written:
-                os.fsync(written.fileno())
+            sync(self._temporary)
             self._temporary.replace(self.path)
 
 
@@ -248,7 +252,7 @@ def save_video(
         raise ValueError(f"expected one clip [1, 3, T, H, W] or [3, T, H, W], got {list(video.shape)}")
     rate = fps if fps is not None else getattr(video, "fps", None)
     if rate is None and clip.shape[1] == 1:
-        rate = 25  # any will do
+        rate = FALLBACK_FPS
     with VideoWriter(path, fps=rate, crf=crf, audio_from=audio_from, audio_start=audio_start) as writer:
         for frames in clip.split(_CHUNK, dim=1):
             writer.write(frames)

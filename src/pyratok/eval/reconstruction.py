@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,16 +15,13 @@ import torch
 
 import pyratok
 from pyratok.data.manifests import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from pyratok.data.video_io import load_video, to_uint8
-from pyratok.metrics.codecs import x265_at_bpp
+from pyratok.data.video_io import FALLBACK_FPS, load_video, to_uint8
+from pyratok.metrics.codecs import UnreachableRateError, x265_at_bpp
 from pyratok.metrics.reconstruction import psnr, ssim
 from pyratok.types import ModelId, TokenPyramid, Video
 
 if TYPE_CHECKING:
     from pyratok.model.base import VideoTokenizer
-
-FALLBACK_FPS = 25.0
-"""Rate given to x265 for images and clips that do not tell theirs; it hardly matters for quality at a fixed CRF."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,15 +103,15 @@ class ReconstructionRecord:
 def find_clips(data: Path) -> list[Path]:
     """The video and image files in a folder and the folders in it, by name; or the one file given.
 
-    Raises: ValueError where there is none.
+    Hidden files, and those in hidden folders, are left alone. Raises: ValueError where there is none.
     """
     if data.is_file():
         return [data]
     if not data.is_dir():
         raise ValueError(f"there is no folder {data}")
-    clips = sorted(
-        path for path in data.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES and path.is_file()
-    )
+    files = (path for path in data.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES)
+    visible = (path for path in files if not any(part.startswith(".") for part in path.relative_to(data).parts))
+    clips = sorted(path for path in visible if path.is_file())
     if not clips:
         raise ValueError(f"there is no video or image in {data}")
     return clips
@@ -130,12 +128,16 @@ def evaluate_reconstruction(
 ) -> ReconstructionRecord:
     """Score the prefixes ``levels`` (default: all) of every clip; ``on_clip`` hears of each as it is done.
 
+    Clips are called by their paths below the folder that they share.
+
     Raises: :class:`~pyratok.data.video_io.VideoError` for a clip that cannot be read, ValueError for a prefix that
     the model does not have.
     """
+    shared = os.path.commonpath([path.absolute().parent for path in clips])
     scores = []
     for path in clips:
-        score = _score_clip(tokenizer, path, protocol, levels, with_x265)
+        name = path.absolute().relative_to(shared).as_posix()
+        score = _score_clip(tokenizer, path, name, protocol, levels, with_x265)
         scores.append(score)
         if on_clip is not None:
             on_clip(score)
@@ -143,7 +145,12 @@ def evaluate_reconstruction(
 
 
 def _score_clip(
-    tokenizer: VideoTokenizer, path: Path, protocol: EvalProtocol, levels: Sequence[int] | None, with_x265: bool
+    tokenizer: VideoTokenizer,
+    path: Path,
+    name: str,
+    protocol: EvalProtocol,
+    levels: Sequence[int] | None,
+    with_x265: bool,
 ) -> ClipScore:
     video = load_video(path, size=protocol.size, crop=protocol.crop, frames=protocol.frames)
     tokens = tokenizer.encode(video, protocol.caption)
@@ -151,7 +158,7 @@ def _score_clip(
     prefixes = [tokens.prefix(count) for count in counts]
     anchors = _x265_psnr(video, prefixes) if with_x265 else iter([None] * len(prefixes))
     return ClipScore(
-        clip=path.name,
+        clip=name,
         frames=tokens.geometry.frames,
         height=tokens.geometry.height,
         width=tokens.geometry.width,
@@ -179,8 +186,9 @@ def _x265_psnr(video: Video, prefixes: Sequence[TokenPyramid]) -> Iterator[float
     frames = to_uint8(video)
     for prefix in prefixes:
         try:
+            # The rate hardly matters for quality at a fixed CRF, so any will do for an image.
             yield x265_at_bpp(frames, video.fps or FALLBACK_FPS, prefix.bits_per_pixel).psnr
-        except ValueError:
+        except UnreachableRateError:
             yield None
 
 

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import io
 import math
-from fractions import Fraction
 from typing import Literal, NamedTuple, TypeAlias
 
 import av
 import numpy as np
 import torch
 from av.video.reformatter import ColorRange, Colorspace
-from einops import einsum, rearrange
+from einops import einsum
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyratok.data.video_base import exact_rate
+from pyratok.data.video_pixels import from_uint8
 from pyratok.metrics.reconstruction import psnr, ssim
 
 Frames: TypeAlias = NDArray[np.uint8]
@@ -42,6 +43,10 @@ _RGB_TO_YUV = torch.tensor(
 )
 _LIMITED_SCALE = torch.tensor([219.0, 224.0, 224.0]).view(3, 1, 1)
 _LIMITED_OFFSET = torch.tensor([16.0, 128.0, 128.0]).view(3, 1, 1)
+
+
+class UnreachableRateError(ValueError):
+    """Even the coarsest setting of the codec takes more bits than were asked for."""
 
 
 class RatePoint(NamedTuple):
@@ -69,9 +74,10 @@ def encode_x265(
     Sides that x265 cannot take (odd, or too small) are padded by repeating the border, and cropped after decoding.
     Raises ValueError for other arrays, rates or settings.
     """
-    _check(frames, fps)
+    _check(frames)
     if not 0 <= crf <= MAX_CRF:
         raise ValueError(f"crf is between 0 and {MAX_CRF:g}, got {crf}")
+    rate = exact_rate(fps)
     height, width = frames.shape[1:3]
     padding = [(0, max(_MIN_SIDE, side + side % 2) - side) for side in (height, width)]
     padded = np.pad(frames, [(0, 0), *padding, (0, 0)], mode="edge")
@@ -80,7 +86,7 @@ def encode_x265(
 
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="hevc") as container:
-        stream = container.add_stream("libx265", rate=Fraction(fps).limit_denominator(1001))
+        stream = container.add_stream("libx265", rate=rate)
         stream.height, stream.width = padded.shape[1:3]
         stream.pix_fmt = pixel_format
         stream.codec_context.colorspace = Colorspace.ITU709
@@ -114,9 +120,9 @@ def x265_at_bpp(
     """The x265 encode whose rate is closest to, but not above, ``bpp`` bits per pixel, found by bisection over CRF.
 
     Stops within 1 % of the rate or 0.02 of the CRF: about ten encodes. Settings are those of :func:`encode_x265`.
-    Raises ValueError when even CRF 51 needs more.
+    Raises :class:`UnreachableRateError` when even CRF 51 needs more, ValueError for other arrays, rates or settings.
     """
-    _check(frames, fps)
+    _check(frames)
     pixels = math.prod(frames.shape[:3])
 
     def encode(crf: float) -> tuple[float, float, Frames]:
@@ -127,7 +133,7 @@ def x265_at_bpp(
 
     best = encode(MAX_CRF)
     if best[0] > bpp:
-        raise ValueError(f"x265 needs at least {best[0]:.4f} bits per pixel for this video, asked for {bpp}")
+        raise UnreachableRateError(f"x265 needs at least {best[0]:.4f} bits per pixel for this video, asked for {bpp}")
     too_fine, fits = 0.0, MAX_CRF
     while fits - too_fine > 0.02 and best[0] < 0.99 * bpp:
         trial = encode((too_fine + fits) / 2)
@@ -138,7 +144,7 @@ def x265_at_bpp(
             # the rate is not quite monotone in CRF
             best = max(best, trial, key=lambda point: point[0])
     rate, crf, decoded = best
-    reconstruction, target = _as_video(decoded), _as_video(frames)
+    reconstruction, target = from_uint8(decoded), from_uint8(frames)
     return RatePoint(crf, rate, psnr(reconstruction, target).item(), ssim(reconstruction, target).item())
 
 
@@ -174,13 +180,6 @@ def _rounded(values: Tensor) -> Frames:
     return rounded
 
 
-def _check(frames: Frames, fps: float) -> None:
+def _check(frames: Frames) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         raise ValueError(f"expected uint8 frames [T, H, W, 3], got {frames.dtype} {frames.shape}")
-    if not (math.isfinite(fps) and fps > 0):
-        raise ValueError(f"fps must be a positive number, got {fps}")
-
-
-def _as_video(frames: Frames) -> Tensor:
-    """uint8 ``[T, H, W, 3]`` to float32 ``[1, 3, T, H, W]`` in [-1, 1]."""
-    return rearrange(torch.from_numpy(frames.copy()), "t h w c -> 1 c t h w").float() / 127.5 - 1

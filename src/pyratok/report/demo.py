@@ -13,9 +13,9 @@ import torch
 import pyratok
 from pyratok.codec.container import bits_on_disk, save_tokens
 from pyratok.data.video_io import load_video, probe, save_video, to_uint8
+from pyratok.files import write_atomically
 from pyratok.metrics.reconstruction import psnr_per_frame, ssim_per_frame
 from pyratok.quantization.usage import CodebookUsage, LevelUsage
-from pyratok.report.files import write_atomically
 from pyratok.report.png import encode_png
 from pyratok.report.stopwatch import Stopwatch
 from pyratok.report.tokenmaps import sprite_sheet, token_colours
@@ -122,7 +122,8 @@ def run_demo(
 ) -> DemoResult:  # fmt: skip
     """Encode ``clip``, store its tokens, decode every prefix of the levels and measure it.
 
-    Writes ``tokens_path`` (.pyra) and ``video_path`` (all levels; audio of the source copied through).
+    Writes ``tokens_path`` (.pyra) and ``video_path`` (all levels; .png for an image, else a video with the sound of
+    the source).
     """
     with watch.step("read the clip"):
         video = load_video(clip, size=size, frames=frames)
@@ -149,7 +150,7 @@ def run_demo(
             )
         )
     with watch.step("write the video"):
-        if video.shape[2] == 1:
+        if video_path.suffix == ".png":
             write_atomically(video_path, _media(back))
         else:
             save_video(back, video_path, fps=video.fps, audio_from=clip)
@@ -157,7 +158,7 @@ def run_demo(
     usage.update(tokens.levels)
     colours = [token_colours(ids[0], tokens.num_bits) for ids in tokens.levels]
     return DemoResult(
-        source=clip.name,
+        source=os.fsencode(clip.name).decode("utf-8", "replace"),
         source_bytes=clip.stat().st_size,
         is_whole_source=_is_whole(clip, video),
         is_sample=clip == sample_clip(),

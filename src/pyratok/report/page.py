@@ -10,6 +10,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
+from pyratok.data.video_io import FALLBACK_FPS
 from pyratok.report.demo import ERROR_GAIN, DemoResult, Prefix
 from pyratok.report.svg import Line, bit_bars, line_chart
 from pyratok.report.units import human_bytes, human_seconds
@@ -296,7 +297,7 @@ def _footer(result: DemoResult) -> str:
 
 def _page_data(result: DemoResult) -> str:
     g = result.geometry
-    return json.dumps({"frames": g.frames, "fps": g.fps or 25.0, "levels": len(result.prefixes)})
+    return json.dumps({"frames": g.frames, "fps": g.fps or FALLBACK_FPS, "levels": len(result.prefixes)})
 
 
 def _levels(count: int, *, short: bool = False) -> str:

@@ -46,10 +46,9 @@ class MiniLM:
 
         with _no_progress_bar():
             self._tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            self._model: Any = AutoModel.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-        self._model.eval().requires_grad_(False)
+            self._model: Any = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
+        # The option for the type has two names, and two defaults, in versions of transformers.
+        self._model.float().eval().requires_grad_(False)
         self.to(device)
 
     def to(self, device: torch.device | str) -> MiniLM:

@@ -1,11 +1,13 @@
-"""Model folders: on disk, or on the hub when, and only when, a hub id is given; and how their files are read."""
+"""Model folders: on disk, or on the hub when, and only when, a hub id is given; how they are read and written."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pyratok.files import sync
+
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 
-def resolve_folder(source: str | os.PathLike[str]) -> Path:
+def resolve_folder(source: str | os.PathLike[str], wanted: Sequence[str] = ("*.json", "*.safetensors")) -> Path:
     """A folder as given, or the local snapshot of ``owner/name[@revision]``, fetched once.
 
-    Raises ValueError where there is neither, naming the extra to install where that is what is missing.
+    ``wanted``: patterns of what is fetched; ``*`` stands for folders too. Raises ValueError where there is neither,
+    naming the extra to install where that is what is missing.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -34,9 +39,39 @@ def resolve_folder(source: str | os.PathLike[str]) -> Path:
         raise ValueError(f"{source}: no such folder; to load it from the hub, pip install pyratok[hub]") from None
     name, _, revision = os.fspath(source).partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(wanted)))
     except Exception as error:
         raise ValueError(f"{source}: neither a folder here nor reachable on the hub ({error})") from error
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder``, which takes its place, fsynced, when the block ends without an error.
+
+    A folder that is there then keeps its other files. Those of the block are moved in one by one, JSON last: what
+    tells how the others are to be read. An OSError of the temporary folder is raised again in the name of ``folder``.
+    """
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = sorted(temporary.iterdir(), key=lambda path: path.suffix == ".json")
+        for path in (*files, temporary):
+            sync(path)
+        if folder.exists():
+            for path in files:
+                path.replace(folder / path.name)
+                sync(folder)
+        else:
+            temporary.replace(folder)
+            sync(folder.parent)
+    except OSError as error:
+        if error.filename is not None and not str(error.filename).startswith(str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror or str(error), os.fspath(folder)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,12 @@ from pyratok.vae.wan_blocks import channels_last_
 RENAMED = {"temperal_downsample": "temporal_downsample"}
 SAME = "base_dim decoder_base_dim z_dim dim_mult num_res_blocks is_residual latents_mean latents_std".split()
 FIXED: dict[str, Any] = {"attn_scales": [], "dropout": 0.0}
+# Of a whole pipeline on the hub, the VAE alone.
+HUB_FILES = [
+    "config.json",
+    *(f"{folder}diffusion_pytorch_model*.{kind}" for folder in ("", "vae/") for kind in ("json", "safetensors")),
+    "vae/config.json",
+]
 DERIVED = ("in_channels", "out_channels", "scale_factor_temporal", "scale_factor_spatial", "clip_output")
 
 
@@ -43,7 +49,7 @@ def load_wan_vae(source: str | os.PathLike[str]) -> WanVAE:
 
     Raises ValueError naming the folder and what is wrong with it.
     """
-    folder = resolve_folder(source)
+    folder = resolve_folder(source, HUB_FILES)
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     if not (folder / "config.json").is_file():
