@@ -176,3 +176,11 @@ def test_bad_arguments() -> None:
         batch_entropy(torch.zeros(2, 16), group_bits=16)
     with pytest.raises(ValueError, match="on one grid"):
         bernoulli_kl(torch.zeros(1, 16, 2), torch.zeros(1, 16, 3))
+
+
+def test_in_one_process_the_batch_of_all_ranks_is_the_batch() -> None:
+    """Two processes: tests/nn/test_collective.py."""
+    z = torch.randn(20, 10)
+    for group_bits in (1, 4):
+        whole = batch_entropy(z, group_bits=group_bits, across_ranks=True)
+        assert torch.equal(whole, batch_entropy(z, group_bits=group_bits))

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyratok.nn.collective import mean_across_ranks
+
 MAX_GROUP_BITS = 12
 
 
@@ -47,7 +49,9 @@ def sample_entropy(presign: Tensor, temperature: float = 1.0, dim: int = 1) -> T
     return entropy.sum(dim).mean()
 
 
-def batch_entropy(presign: Tensor, temperature: float = 1.0, dim: int = 1, group_bits: int = 1) -> Tensor:
+def batch_entropy(
+    presign: Tensor, temperature: float = 1.0, dim: int = 1, group_bits: int = 1, *, across_ranks: bool = False
+) -> Tensor:
     """``H(E[q])`` factorised over groups of ``group_bits`` neighbouring bits, scalar in [0, K log 2] nats.
 
     A group's distribution over its ``2**group_bits`` partial words is averaged over the tokens exactly, and the
@@ -55,6 +59,10 @@ def batch_entropy(presign: Tensor, temperature: float = 1.0, dim: int = 1, group
     groups and equal to it when one group holds all bits. With ``group_bits=1`` it is the sum over bits of
     ``H(mean p)``, which is blind to bits that merely repeat one another; with 8 such bits are seen within
     their group, at the price of two ``[tokens, 16]`` tables per group.
+
+    With ``across_ranks`` the batch is that of all ranks, which hold equally many tokens and must call this together:
+    the entropy of a part of the batch is lower than that of the whole, and no mean over ranks makes up for it. The
+    value is the same on every rank, and averaging gradients over ranks gives that of the whole batch.
 
     Source: MAGVIT-v2 eq. 5, second term.
 
@@ -64,17 +72,20 @@ def batch_entropy(presign: Tensor, temperature: float = 1.0, dim: int = 1, group
         raise ValueError(f"group_bits must be from 1 to {MAX_GROUP_BITS}, got {group_bits}")
     with torch.autocast(presign.device.type, enabled=False):
         logits_NK = bit_logits(presign, temperature).movedim(dim, -1).flatten(0, -2)
-        return torch.stack([_entropy_of_mean(group) for group in logits_NK.split(group_bits, dim=1)]).sum()
+        means = [_mean_distribution(group) for group in logits_NK.split(group_bits, dim=1)]
+        if across_ranks:
+            means = list(mean_across_ranks(torch.cat(means)).split([len(mean) for mean in means]))
+        # entr has an infinite slope at 0, where the probability of a word may underflow.
+        tiny = torch.finfo(torch.float32).tiny
+        return torch.stack([torch.special.entr(mean.clamp_min(tiny)).sum() for mean in means]).sum()
 
 
-def _entropy_of_mean(logits_NG: Tensor) -> Tensor:
-    """Entropy of the token mean of a product of G Bernoullis."""
+def _mean_distribution(logits_NG: Tensor) -> Tensor:
+    """Token mean of a product of G Bernoullis, ``[2**G]``."""
     num_tokens, num_bits = logits_NG.shape
     low, high = (_words(part) for part in logits_NG.split([num_bits // 2, num_bits - num_bits // 2], dim=1))
     # The mean over tokens of an outer product is a matrix product: no [N, 2**G] table is ever held.
-    mean = high.T @ low / num_tokens
-    # entr has an infinite slope at 0, where the probability of a word may underflow.
-    return torch.special.entr(mean.clamp_min(torch.finfo(mean.dtype).tiny)).sum()
+    return (high.T @ low / num_tokens).flatten()
 
 
 def _words(logits_NG: Tensor) -> Tensor:
