@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -11,6 +12,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pyratok.data.sources import ClipSource
+
+
+class ClipDataset(Protocol):
+    """What training draws from: item i is always the same clip, and ``collate`` makes a batch of several."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def collate(self, items: Sequence[Any]) -> Any: ...
 
 
 class MixedClips(Dataset[Tensor]):
@@ -48,19 +59,24 @@ class MixedClips(Dataset[Tensor]):
         clip = source.sample(rng, self.frames, self.size)
         return torch.from_numpy(clip).permute(3, 0, 1, 2)
 
+    def collate(self, items: Sequence[Tensor]) -> Tensor:
+        """``[B, 3, T, S, S]``."""
+        return torch.stack(list(items))
+
 
 def to_signed(clips: Tensor) -> Tensor:
     """uint8 ``[B, 3, T, H, W]`` to float32 in [-1, 1]."""
     return clips.float().div_(127.5).sub_(1.0)
 
 
-def batches(dataset: MixedClips, batch_size: int, start: int = 0, workers: int = 1) -> Iterator[Tensor]:
-    """Batches of uint8 clips from batch number ``start`` on; the same however often one stops and starts again."""
+def batches(dataset: ClipDataset, batch_size: int, start: int = 0, workers: int = 1) -> Iterator[Any]:
+    """Collated batches from batch number ``start`` on; the same however often one stops and starts again."""
     indices = range(start * batch_size, len(dataset) // batch_size * batch_size)
     groups = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
-    loader = DataLoader(
-        dataset,
+    loader: DataLoader[Any] = DataLoader(
+        cast(Dataset[Any], dataset),
         batch_sampler=groups,
+        collate_fn=dataset.collate,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_leave_signals_to_the_trainer,

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pyratok.data.captioned import CaptionedMix, CaptionedSource, Uncaptioned
 from pyratok.data.datasets import MixedClips
 from pyratok.data.frame_store import FrameStore
-from pyratok.data.manifests import gather
+from pyratok.data.manifests import Media, gather
 from pyratok.data.sources import ClipSource, Footage, PhotoPaths, Sprites
-from pyratok.data.words import is_unseen
+from pyratok.data.synthetic import SceneConfig, captioned_sources
+from pyratok.data.words import NounIndex, is_unseen, split_nouns
+from pyratok.types import Stride
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Mix of training clips: the weight of each kind (kinds that are not there are left out) and crop scales.
 
-    Sprites of unseen words (:mod:`pyratok.data.words`) are never shown.
+    ``sprites`` are clips without captions; stages with language show ``scenes`` in their place, whose objects are
+    named, made as ``scene`` says. Sprites of unseen words (:mod:`pyratok.data.words`) are in neither.
 
     A zoom is source pixels per pixel of the clip. Files whose stem is in ``exclude`` are held out.
     """
@@ -25,16 +30,31 @@ class DataConfig:
     footage: float = 0.55
     photos: float = 0.3
     sprites: float = 0.15
+    scenes: float = 0.85
+    scene: SceneConfig = field(default_factory=SceneConfig)
     footage_zoom: tuple[float, float] = (1.0, 2.0)
     photo_zoom: tuple[float, float] = (1.0, 5.0)
     exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("footage", "photos", "sprites", "scenes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a weight of 0 or more, got {getattr(self, name)}")
+        zooms = {
+            "footage_zoom": self.footage_zoom,
+            "photo_zoom": self.photo_zoom,
+            "scene.photo_zoom": self.scene.photo_zoom,
+        }
+        for name, (low, high) in zooms.items():
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name} must be two positive numbers, the smaller one first, got {low}, {high}")
 
 
 def mixed_clips(
     data: DataConfig, roots: Sequence[str | Path], cache: Path, *, frames: int, size: int, length: int, seed: int
 ) -> MixedClips:
     """``length`` clips of ``frames x size x size`` from the media under ``roots``; decoded frames go to ``cache``."""
-    media = gather(roots, exclude=data.exclude)
+    media = to_show(gather(roots, exclude=data.exclude))
     sources: list[ClipSource] = []
     weights: list[float] = []
     if media.videos and data.footage:
@@ -44,8 +64,49 @@ def mixed_clips(
         photos = PhotoPaths([e.path for e in media.photos], data.photo_zoom)
         sources.append(photos)
         weights.append(data.photos)
-        sprites = [e.path for e in media.sprites if not (e.caption and is_unseen(e.caption))]
-        if sprites and data.sprites:
-            sources.append(Sprites(sprites, photos))
+        if media.sprites and data.sprites:
+            sources.append(Sprites([e.path for e in media.sprites], photos))
             weights.append(data.sprites)
     return MixedClips(sources, weights, frames=frames, size=size, length=length, seed=seed)
+
+
+def to_show(media: Media) -> Media:
+    """Media without drawings of unseen nouns, nor photographs whose caption names one; videos stay as they are."""
+    _, unseen = split_nouns(media.sprites)
+    kept_back, hidden = {path for paths in unseen.values() for path in paths}, NounIndex(unseen)
+    sprites = [e for e in media.sprites if e.path not in kept_back and not (e.caption and is_unseen(e.caption))]
+    photos = [e for e in media.photos if not hidden.named_in(e.caption)]
+    return replace(media, sprites=tuple(sprites), photos=tuple(photos))
+
+
+def captioned_clips(
+    data: DataConfig,
+    roots: Sequence[str | Path],
+    cache: Path,
+    *,
+    frames: int,
+    size: int,
+    length: int,
+    seed: int,
+    stride: Stride,
+) -> CaptionedMix:
+    """As :func:`mixed_clips`, with captions where they are known, and masks on a token grid of ``stride``."""
+    media = gather(roots, exclude=data.exclude)
+    scenes, footage = captioned_sources(media, FrameStore(cache), data.scene, data.footage_zoom)
+    shown = [e.path for e in to_show(media).photos]
+    photos = PhotoPaths(shown, data.photo_zoom) if shown else None
+    kinds: list[tuple[CaptionedSource | None, float]] = [
+        (scenes, data.scenes),
+        (footage, data.footage),
+        (Uncaptioned(photos) if photos else None, data.photos),
+    ]
+    there = [(source, weight) for source, weight in kinds if source is not None and weight]
+    return CaptionedMix(
+        [source for source, _ in there],
+        [weight for _, weight in there],
+        frames=frames,
+        size=size,
+        length=length,
+        stride=stride,
+        seed=seed,
+    )

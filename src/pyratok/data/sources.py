@@ -21,6 +21,7 @@ from pyratok.data.manifests import report_broken
 from pyratok.data.opencv import opencv
 from pyratok.data.video_io import VideoError
 
+ItemT = TypeVar("ItemT")
 ImageT = TypeVar("ImageT")
 
 # Longer photographs are read at this size: crops cover a few hundred pixels, and a camera's 50 megabytes each do not
@@ -60,9 +61,19 @@ class Footage:
         self.weights = roots / roots.sum()
 
     def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
+        return self.crop(self.draw(rng), rng, frames, size)
+
+    def draw(self, rng: np.random.Generator) -> Path:
+        """A random video."""
+        return self.videos[rng.choice(len(self.videos), p=self.weights)]
+
+    def crop(
+        self, video: Path, rng: np.random.Generator, frames: int, size: int, *, mirrored: bool = True
+    ) -> np.ndarray:
+        """A random clip of one video; ``mirrored`` says whether its mirror image will do as well."""
         cv2 = opencv()
 
-        clip = self.store.frames(self.videos[rng.choice(len(self.videos), p=self.weights)])
+        clip = self.store.frames(video)
         step = 2 if rng.random() < 0.15 and len(clip) > 2 * frames else 1
         first = int(rng.integers(max(1, len(clip) - step * (frames - 1))))
         times = np.minimum(first + step * np.arange(frames), len(clip) - 1)
@@ -74,7 +85,7 @@ class Footage:
         if side != size:
             method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
             crop = [cv2.resize(frame, (size, size), interpolation=method) for frame in crop]
-        return mirror(np.stack(crop), rng)
+        return mirror(np.stack(crop), rng) if mirrored else np.stack(crop)
 
 
 class PhotoPaths:
@@ -136,8 +147,6 @@ class Sprites:
         self.sprites, self.background = list(sprites), background
 
     def sample(self, rng: np.random.Generator, frames: int, size: int) -> np.ndarray:
-        cv2 = opencv()
-
         clip = self.background.sample(rng, frames, size)
         for _ in range(int(rng.integers(1, 4))):
             sprite = draw(self.sprites, read_rgba, rng)
@@ -152,11 +161,23 @@ class Sprites:
                 cos, sin = math.cos(spin[t]), math.sin(spin[t])
                 linear = np.array([[cos, -sin], [sin, cos]])
                 matrix = np.column_stack([linear, path[t] - linear @ np.array([width / 2, height / 2])])
-                warped = cv2.warpAffine(sprite, matrix, (size, size), flags=cv2.INTER_LINEAR)
-                alpha = warped[..., 3:].astype(np.uint16)
-                # Colours are premultiplied when read, so that edges carry no fringe of the hidden background.
-                clip[t] = np.minimum(warped[..., :3] + (clip[t] * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
+                paste(clip[t], sprite, matrix)
         return clip
+
+
+def paste(frame: np.ndarray, sprite: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Lay a sprite, premultiplied RGBA uint8 ``[h, w, 4]``, over ``frame``, uint8 ``[S, S, 3]``, in place.
+
+    ``matrix`` ``[2, 3]`` brings sprite coordinates (x, y) to those of the frame. Returns the sprite's alpha there,
+    uint8 ``[S, S]``.
+    """
+    cv2 = opencv()
+
+    warped = cv2.warpAffine(sprite, matrix, frame.shape[1::-1], flags=cv2.INTER_LINEAR)
+    alpha = warped[..., 3:].astype(np.uint16)
+    # Colours are premultiplied when read, so that edges carry no fringe of the hidden background.
+    frame[:] = np.minimum(warped[..., :3] + (frame * (255 - alpha) + 127) // 255, 255).astype(np.uint8)
+    return np.asarray(warped[..., 3])
 
 
 def textured_corner(image: np.ndarray, side: int, rng: np.random.Generator, tries: int = 3) -> tuple[int, int]:
@@ -169,15 +190,15 @@ def textured_corner(image: np.ndarray, side: int, rng: np.random.Generator, trie
     return top, left
 
 
-def draw(paths: Sequence[Path], read: Callable[[Path], ImageT], rng: np.random.Generator, tries: int = 8) -> ImageT:
+def draw(items: Sequence[ItemT], read: Callable[[ItemT], ImageT], rng: np.random.Generator, tries: int = 8) -> ImageT:
     """A random image; one that cannot be read is passed over with a warning, too many in a row are a ValueError."""
     for _ in range(tries):
-        path = paths[int(rng.integers(len(paths)))]
+        item = items[int(rng.integers(len(items)))]
         try:
-            return read(path)
+            return read(item)
         except ValueError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
-    raise ValueError(f"{tries} images in a row cannot be read, the last of them {path}")
+    raise ValueError(f"{tries} images in a row cannot be read, the last of them {item}")
 
 
 def shrink(image: np.ndarray, scale: float) -> np.ndarray:
@@ -218,6 +239,11 @@ def read_rgba(path: Path) -> np.ndarray:
     image = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
     if image is None or image.ndim != 3:
         raise ValueError(f"{path}: not a readable colour image")
+    return premultiplied(image)
+
+
+def premultiplied(image: np.ndarray) -> np.ndarray:
+    """RGBA uint8 with colours multiplied by alpha, of an image as OpenCV reads it: BGR(A), 8 or 16 bits."""
     if image.dtype == np.uint16:
         image = (image // 257).astype(np.uint8)
     alpha = image[..., 3:] if image.shape[2] == 4 else np.full_like(image[..., :1], 255)
