@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 import typing
 from dataclasses import dataclass
@@ -65,8 +66,9 @@ def _convert(hint: Any, value: Any) -> Any:
         origin = typing.get_origin(hint)
     args = typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        _require(isinstance(value, dict), f"expected an object with the fields of {hint}, got {value!r}")
-        return from_dict(typing.cast(type, hint), value)
+        kind = typing.cast(type, hint)
+        _require(isinstance(value, dict), f"expected an object with the fields of {kind.__name__}, got {value!r}")
+        return from_dict(kind, value)
     if origin is tuple:
         _require(isinstance(value, (list, tuple)), f"expected a list, got {value!r}")
         inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
@@ -74,7 +76,10 @@ def _convert(hint: Any, value: Any) -> Any:
         return tuple(_convert(kind, item) for kind, item in zip(inner, value, strict=True))
     if origin is typing.Literal:
         _require(value in args, f"expected one of {', '.join(map(repr, args))}, got {value!r}")
-    elif hint is float and type(value) is int:
+    elif hint is float:
+        # NaN compares false, and an integer may be too large for a float.
+        fits = type(value) in (int, float) and abs(value) <= sys.float_info.max
+        _require(fits, f"expected a finite number, got {value!r}")
         return float(value)
     elif isinstance(hint, type):
         _require(type(value) is hint, f"expected {hint.__name__}, got {value!r}")
@@ -199,12 +204,27 @@ class LaPQConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextHeadConfig:
+    """Shape of the head from tokens to the text space: channels, blocks, and cells that a block looks across."""
+
+    width: int = 256
+    num_blocks: int = 4
+    kernel: int = 7
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_blocks", "kernel"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        _require(self.kernel % 2 == 1, f"kernel must be odd, so that a cell is its centre, got {self.kernel}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PyraTokConfig:
-    """A whole tokenizer: a name people read, the VAE and the quantizer."""
+    """A whole tokenizer: a name people read, the VAE, the quantizer, and the text head where there is one."""
 
     name: str = "pyratok"
     vae: WanVAEConfig = WanVAEConfig()
     lapq: LaPQConfig = LaPQConfig()
+    text_head: TextHeadConfig | None = None
 
     def __post_init__(self) -> None:
         taps = self.vae.tap_strides

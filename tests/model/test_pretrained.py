@@ -98,6 +98,41 @@ class TestSaving:
         assert from_pretrained(copy).model_id == tiny_pyratok(seed=1).model_id
         assert (copy / "README.md").read_text() == "a card"
 
+    def test_overwriting_leaves_one_file_of_weights(self, copy: Path) -> None:
+        for seed in (1, 2, 2):
+            tiny_pyratok(seed).save_pretrained(copy)
+            assert from_pretrained(copy).model_id == tiny_pyratok(seed).model_id
+            assert len(list(copy.iterdir())) == 2
+
+    @pytest.mark.parametrize("renames", [0, 1])
+    def test_killed_while_overwriting(self, copy: Path, monkeypatch: pytest.MonkeyPatch, renames: int) -> None:
+        """Only the last rename counts; until then the folder is the old model."""
+        done: list[Path] = []
+        move = Path.replace
+
+        def replace(self: Path, target: Path) -> Path:
+            if len(done) == renames:
+                raise KeyboardInterrupt
+            done.append(target)
+            return move(self, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", replace)
+            with pytest.raises(KeyboardInterrupt):
+                tiny_pyratok(seed=1).save_pretrained(copy)
+        assert len(done) == renames
+        assert from_pretrained(copy).model_id == tiny_pyratok().model_id
+
+    def test_killed_right_after(self, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unlink(self: Path, missing_ok: bool = False) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", unlink)
+            with pytest.raises(KeyboardInterrupt):
+                tiny_pyratok(seed=1).save_pretrained(copy)
+        assert from_pretrained(copy).model_id == tiny_pyratok(seed=1).model_id
+
     @pytest.mark.parametrize("exists", [True, False])
     def test_whole_or_not_at_all(self, copy: Path, monkeypatch: pytest.MonkeyPatch, exists: bool) -> None:
         def full_disk(tensors: Any, path: Path) -> None:
@@ -171,6 +206,16 @@ class TestDamage:
             (lambda c: c["vae"].update(base_dim=0), "base_dim must be at least 1, got 0"),
             (lambda c: c["vae"].update(num_res_blocks=2), "missing, such as"),
             (lambda c: c.update(vae=None), "vae: expected an object"),
+            (lambda c: c.update(vae=5), "vae: expected an object with the fields of WanVAEConfig, got 5"),
+            (lambda c: c["lapq"].update(level_dropout="x"), "level_dropout: expected a finite number, got 'x'"),
+            (
+                lambda c: c["lapq"].update(level_dropout=float("nan")),
+                "level_dropout: expected a finite number, got nan",
+            ),
+            (lambda c: c["lapq"].update(level_dropout=10**400), "level_dropout: expected a finite number, got 1000"),
+            (lambda c: c.update(weights="../copy/model.safetensors"), "weights: expected the name of a file"),
+            (lambda c: c.update(weights=5), "weights: expected the name of a file"),
+            (lambda c: c.update(weights="other.safetensors"), "other.safetensors cannot be read"),
             (lambda c: c["vae"].update(z_dim=None), "vae: z_dim: expected int, got None"),
         ],
     )

@@ -75,6 +75,20 @@ class TestShapes:
             assert torch.equal(ours, theirs)
 
 
+def test_results_are_ordinary_tensors(model: PyraTok) -> None:
+    """They may be changed in place and take part in training."""
+    tokens = model.encode(random_video())
+    words = nn.Embedding(1 << tokens.num_bits, 2)
+    words(tokens.levels[0]).sum().backward()
+    assert words.weight.grad is not None
+    tokens.levels[0].bitwise_xor_(1)
+    video = model.decode(model.encode(random_video()))
+    assert not video.requires_grad
+    gain = torch.ones((), requires_grad=True)
+    (video.plain().mul_(0.5) * gain).sum().backward()
+    assert gain.grad is not None
+
+
 class TestIdentity:
     def test_file_and_memory_decode_alike(self, model: PyraTok, tmp_path: Path) -> None:
         tokens = model.encode(Video(random_video(2, 6, 20, 30), fps=29.97))
@@ -223,6 +237,13 @@ class TestModelId:
         nn.init.ones_(model.get_parameter("lapq.out.bias"))
         assert model.encode(random_video()).model != before
         assert model.eval().model_id != before
+
+    def test_follows_weights_that_are_loaded(self) -> None:
+        model, other = tiny_pyratok(), tiny_pyratok(seed=1)
+        assert model.model_id != other.model_id
+        model.load_state_dict(other.state_dict())
+        assert model.model_id == other.model_id
+        assert model.bfloat16().model_id == other.model_id, "a later change of type makes no other model"
 
     def test_describes_itself(self, model: PyraTok) -> None:
         facts = model.describe()

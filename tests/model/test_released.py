@@ -123,6 +123,13 @@ def test_weights_that_do_not_fit(folder: Path, change: Callable[[Any], None], me
     assert str(folder) in str(error.value)
 
 
+def test_words_beyond_an_id_are_refused_at_once(tmp_path: Path) -> None:
+    """The latent of Wan 2.2 has 48 channels."""
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLPyraTok", "z_dim": 48}))
+    with pytest.raises(ModelLoadError, match=r"z_dim 48 .* at most 30 bits"):
+        from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

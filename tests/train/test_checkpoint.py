@@ -16,6 +16,7 @@ from pyratok.train.checkpoint import (
     trainable_state,
 )
 from pyratok.train.optim import OptimConfig, build_optimizers
+from pyratok.vae import hub
 from tiny import tiny_pyratok
 from tiny_training import OPTIM, tiny_objective
 
@@ -81,6 +82,38 @@ def test_newest_are_kept_and_nothing_else(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000100"]
 
 
+def test_what_a_person_left_there_is_no_checkpoint(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    path = save_checkpoint(tmp_path, 1, model, model, [], {})
+    (tmp_path / "step-notes.txt").write_text("lr was too high")
+    (tmp_path / "step-zero-to-keep").mkdir()
+    (tmp_path / "step-99999999").write_text("a file")
+    assert latest_checkpoint(tmp_path) == path
+    for step in (2, 3):
+        path = save_checkpoint(tmp_path, step, model, model, [], {})
+    assert latest_checkpoint(tmp_path) == path
+    left = ["step-00000002", "step-00000003", "step-99999999", "step-notes.txt", "step-zero-to-keep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(hub, "sync", lambda path: synced.append(path.name))
+    move = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        synced.append(f"-> {target.name}")
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    model = nn.Linear(2, 2)
+    save_checkpoint(tmp_path, 1, model, model, [], {})
+    *files, folder, name, parent = synced
+    assert sorted(files) == ["average.safetensors", "model.safetensors", "state.json"]
+    assert folder.startswith(".step-00000001")
+    assert (name, parent) == ("-> step-00000001", tmp_path.name)
+
+
 def test_the_same_step_may_be_written_again(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     save_checkpoint(tmp_path, 1, model, model, [], {})
@@ -101,6 +134,28 @@ def test_going_on_must_be_asked_for(tmp_path: Path) -> None:
         checkpoint_to_resume(tmp_path, resume=False)
 
 
+def test_the_first_setting_that_differs_is_named(tmp_path: Path) -> None:
+    origin = {"name": "a", "data": {"zoom": [1.0, 2.0]}, "lora": None, "train": {"lr": 0.1, "seed": 0}}
+    model = nn.Linear(2, 2)
+    path = save_checkpoint(tmp_path / "checkpoints", 1, model, model, [], {"origin": origin})
+    assert checkpoint_to_resume(tmp_path, True, origin | {"data": {"zoom": [1, 2], "new": 1}}) == path
+    for change, words in (
+        ({"lora": {"rank": 3}, "name": "b"}, "name = 'a', not 'b'"),
+        ({"train": {"lr": 0.2, "seed": 1}}, "train.lr = 0.1, not 0.2"),
+        ({"lora": {"rank": 3}}, "lora = None, not {'rank': 3}"),
+        ({"data": {"zoom": [1.0, 3.0]}}, "data.zoom = [1.0, 2.0], not [1.0, 3.0]"),
+    ):
+        with pytest.raises(ValueError, match="this run was begun with") as error:
+            checkpoint_to_resume(tmp_path, True, origin | change)
+        assert f"with {words}; " in str(error.value)
+
+
+def test_checkpoints_of_before_say_nothing_of_their_run(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    path = save_checkpoint(tmp_path / "checkpoints", 1, model, model, [], {})
+    assert checkpoint_to_resume(tmp_path, True, {"name": "a"}) == path
+
+
 class TestRefusal:
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -114,6 +169,13 @@ class TestRefusal:
 
     def test_another_model(self, path: Path) -> None:
         assert "missing ['weight'], foreign ['lapq" in self.refusal(path, nn.Linear(2, 2, bias=False), [])
+
+    @pytest.mark.parametrize(
+        "text", ["[]", "null", "{", '{"groups": []}', '{"step": "2", "groups": []}', '{"step": 2, "groups": 5}']
+    )
+    def test_state_of_another_kind(self, path: Path, text: str) -> None:
+        (path / "state.json").write_text(text)
+        self.refusal(path, *trained(steps=0))
 
     def test_another_optimiser(self, path: Path) -> None:
         model, optimizers = trained(OptimConfig(name="adamw"), steps=0)

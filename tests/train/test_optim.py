@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import math
+import re
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -105,7 +108,23 @@ class TestSchedule:
         config = OptimConfig(lr=1e-3, warmup=0, decay_share=0.0)
         assert [config.lr_at(step, 5) for step in range(5)] == pytest.approx([1e-3] * 5)
 
-    @pytest.mark.parametrize("fields", [{"name": "sgd"}, {"lr": 0.0}, {"decay_share": 1.5}, {"ema_decay": 1.0}])
-    def test_settings_are_checked(self, fields: dict[str, object]) -> None:
-        with pytest.raises(ValueError, match="must be"):
-            OptimConfig(**fields)  # type: ignore[arg-type]
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("name", "sgd"),
+            ("lr", 0.0),
+            ("lr", math.nan),
+            ("lr", math.inf),
+            ("weight_decay", -0.1),
+            ("betas", (2.0, 2.0)),
+            ("betas", (0.9, math.nan)),
+            ("warmup", -1),
+            ("decay_share", 1.5),
+            ("final_lr_ratio", math.nan),
+            ("grad_clip", 0.0),
+            ("ema_decay", 1.0),
+        ],
+    )
+    def test_settings_are_checked(self, field: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=rf"^{field} must be .*, got '?{re.escape(str(value))}'?$"):
+            OptimConfig(**{field: value})

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,11 +11,14 @@ import pytest
 import torch
 
 from fakes import moving_video
+from pyratok.data.mixes import DataConfig
+from pyratok.data.synthetic import SceneConfig
 from pyratok.data.video_io import save_video
 from pyratok.model.pretrained import from_pretrained
 from pyratok.model.pyratok import PyraTok
+from pyratok.nn.lora import LoRAConfig
 from pyratok.train.run import Recipe, build_objective, run
-from tiny import CONFIG, random_video
+from tiny import CONFIG, random_video, tiny_pyratok
 from tiny_training import settings
 
 VAE_STAGE = Recipe(name="tiny-vae", stage="vae", model=CONFIG, train=settings(steps=2))
@@ -57,6 +62,53 @@ def test_a_run_is_refused_before_anything_is_touched(media: Path, tmp_path: Path
     with pytest.raises(ValueError, match="already holds checkpoints"):
         run(replace(VAE_STAGE, name="another"), [tmp_path / "nowhere"], tmp_path / "a")
     assert (tmp_path / "a" / "recipe.json").read_text() == recipe
+
+
+def test_another_run_is_refused_before_anything_is_touched(media: Path, tmp_path: Path) -> None:
+    starts = [tmp_path / "one", tmp_path / "two"]
+    for seed, start in enumerate(starts):
+        tiny_pyratok(seed).save_pretrained(start)
+    out = tmp_path / "a"
+    run(TOKENIZER_STAGE, [media], out, init=starts[0])
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    lora = replace(TOKENIZER_STAGE, encoder_lora=LoRAConfig(rank=2))
+    for recipe, init, field in (
+        (lora, starts[0], "encoder_lora.rank = 16, not 2"),
+        (TOKENIZER_STAGE, starts[1], "init = '"),
+    ):
+        with pytest.raises(ValueError, match=f"this run was begun with {field}"):
+            run(recipe, [tmp_path / "nowhere"], out, init=init, resume=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    longer = replace(TOKENIZER_STAGE, train=replace(TOKENIZER_STAGE.train, steps=3))
+    run(longer, [media], out, init=starts[0], resume=True)
+    assert len((out / "log.jsonl").read_text().splitlines()) == 3
+
+
+def test_data_that_cannot_be_read_leave_no_folder(tmp_path: Path) -> None:
+    for name in ("clip.mp4", "photo.txt"):
+        (tmp_path / "media").mkdir(exist_ok=True)
+        (tmp_path / "media" / name).write_text("neither a film nor a picture")
+    with pytest.raises(ValueError, match=r"clip\.mp4"):
+        run(VAE_STAGE, [tmp_path / "media"], tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["media"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"footage": -1.0},
+        {"photos": math.nan},
+        {"scenes": math.inf},
+        {"footage_zoom": (0.0, 1.0)},
+        {"photo_zoom": (2.0, 1.0)},
+        {"photo_zoom": (1.0, math.inf)},
+        {"scene": SceneConfig(photo_zoom=(-1.0, 1.0))},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_a_mix_that_cannot_be_is_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=" must be "):
+        DataConfig(**fields)
 
 
 def test_tokenizer_stage_needs_a_vae_that_fits(tmp_path: Path) -> None:

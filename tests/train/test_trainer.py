@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 import tiny_training
+from pyratok.data.datasets import to_signed
 from pyratok.train import checkpoint
 from pyratok.train.checkpoint import latest_checkpoint
 from pyratok.train.objectives import Named, TokenizerObjective
@@ -151,8 +153,8 @@ def test_nan_stops_and_keeps_the_batch(tmp_path: Path) -> None:
     dataset = clips(2 * STEPS)
     with pytest.raises(NonFiniteLossError, match=r"at step 2; see .*bad-batch.safetensors"):
         train(Exploding(plain.model, plain.weights), dataset, settings(), tmp_path)
-    batch = load_file(tmp_path / "bad-batch.safetensors")["clips"]
-    assert torch.equal(batch, torch.stack([dataset[4], dataset[5]]))
+    batch = load_file(tmp_path / "bad-batch.safetensors")["video"]
+    assert torch.equal(batch, to_signed(torch.stack([dataset[4], dataset[5]])))
     assert newest(tmp_path).name == "step-00000002"
     assert all(bool(value.isfinite().all()) for value in tensors(newest(tmp_path)).values())
 
@@ -173,6 +175,26 @@ class TestRuns:
         assert all(torch.equal(value, again[name]) for name, value in first.items())
         tiny_training.run(tmp_path, settings(steps=3), resume=True)
         assert [record["step"] for record in records(tmp_path)] == [1, 2, 3]
+
+    @pytest.mark.parametrize(
+        ("changes", "field"),
+        [
+            ({"seed": 1}, r"train\.seed = 0, not 1"),
+            ({"batch_size": 1}, r"train\.batch_size = 2, not 1"),
+            ({"optim": replace(OPTIM, lr=1e-3)}, r"train\.optim\.lr = 0\.01, not 0\.001"),
+        ],
+    )
+    def test_another_run_is_not_gone_on_with(self, tmp_path: Path, changes: dict[str, Any], field: str) -> None:
+        tiny_training.run(tmp_path, settings(steps=1))
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        with pytest.raises(ValueError, match=f"^{tmp_path}: this run was begun with {field};"):
+            tiny_training.run(tmp_path, settings(steps=2, **changes), resume=True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+    def test_what_decides_no_loss_may_change(self, tmp_path: Path) -> None:
+        tiny_training.run(tmp_path, settings(steps=1))
+        tiny_training.run(tmp_path, settings(steps=2, log_every=2, checkpoint_minutes=9.0), resume=True)
+        assert newest(tmp_path).name == "step-00000002"
 
     def test_too_few_clips_are_refused(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="8 steps of 2 clips need more than 15 clips"):
@@ -211,6 +233,20 @@ class TestRuns:
     def test_settings_are_checked(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             TrainConfig(**{"steps": 1} | {name: 0})  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("seed", -1),
+            ("seed", 1 << 40),
+            ("workers", -1),
+            ("checkpoint_minutes", -1.0),
+            ("checkpoint_minutes", math.nan),
+        ],
+    )
+    def test_what_no_run_can_have_is_refused(self, name: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=f"^{name} must be .*, got {value}$"):
+            TrainConfig(**{"steps": 1, name: value})
 
 
 class TestMovingAverage:

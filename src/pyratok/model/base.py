@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,8 @@ class VideoTokenizer(nn.Module):
 
     @property
     def model_id(self) -> ModelId:
-        """Name and fingerprint; in evaluation mode the latter is computed once and kept until ``train()``."""
+        """Name and fingerprint; in evaluation mode the latter is computed once and kept until ``train()`` or
+        ``load_state_dict()``."""
         fingerprint = self.fingerprint() if self.training else self.pin_fingerprint()
         return ModelId(name=self.name, fingerprint=fingerprint)
 
@@ -58,21 +59,31 @@ class VideoTokenizer(nn.Module):
         return self._fingerprint
 
     def fingerprint(self) -> str:
-        """16 hex digits of a SHA-256 over the configuration (without the name) and every weight in float32."""
+        """16 hex digits for what gives ids their meaning: :meth:`digest` without the name and the text head."""
+        return self.digest(without=("name", "text_head"))[:16]
+
+    def digest(self, without: Sequence[str] = ()) -> str:
+        """SHA-256 over the configuration and every weight in float32, ``without`` some parts of the model."""
         digest = hashlib.sha256()
-        config = {key: value for key, value in self.config_dict().items() if key != "name"}
+        config = {key: value for key, value in self.config_dict().items() if key not in without}
         digest.update(json.dumps(config, sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()[:16]
+            if name.partition(".")[0] not in without:
+                digest.update(name.encode())
+                digest.update(value.detach().float().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def train(self, mode: bool = True) -> VideoTokenizer:
         if mode:
             self._fingerprint = None
         return super().train(mode)
 
-    @torch.inference_mode()
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        self._fingerprint = None
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    # Not inference_mode, here and below: its results could neither be changed in place nor take part in training.
+    @torch.no_grad()
     def encode(self, video: Tensor, caption: str | Sequence[str] | None = None) -> TokenPyramid:
         """Tokenise clips ``[B, 3, T, H, W]`` in [-1, 1], any T, H and W; T = 1 is an image.
 
@@ -90,28 +101,50 @@ class VideoTokenizer(nn.Module):
         signs = self.signs(padded, self._embed_captions(caption, video.shape[0]))
         return TokenPyramid(tuple(signs_to_ids(s) for s in signs), geometry, self.model_id, self.num_bits)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, tokens: TokenPyramid, levels: int | None = None) -> Video:
         """Video float32 ``[B, 3, T, H, W]`` in [-1, 1] of the true size, from all levels held or the first ``levels``.
 
         Raises ValueError for tokens of another model, and for a time slice that does not begin at the first frame.
         """
-        # A renamed model decodes the same: the fingerprint alone says what ids mean.
-        if tokens.model.fingerprint != self.model_id.fingerprint:
-            raise ValueError(f"these tokens were made by {tokens.model}, this model is {self.model_id}")
+        self._check_tokens(tokens)
         geometry = tokens.geometry
-        if (geometry.strides, tokens.num_bits) != (self.strides, self.num_bits):
-            raise ValueError(f"these tokens have other grids or words than {self.model_id}, whose name they bear")
         if geometry.first_step:
             raise ValueError(
                 f"these tokens begin at latent step {geometry.first_step}; decoding is causal and needs the steps "
                 "before it: decode the whole pyramid and cut the video"
             )
         held = tokens if levels is None else tokens.prefix(levels)
-        parameter = next(self.parameters())
-        signs = [ids_to_signs(ids.to(parameter.device), self.num_bits, dtype=parameter.dtype) for ids in held.levels]
-        video = self.reconstruct(signs)[:, :, : geometry.frames, : geometry.height, : geometry.width]
+        video = self.reconstruct(self._signs_of(held))[:, :, : geometry.frames, : geometry.height, : geometry.width]
         return Video(video.float().clamp(-1, 1).contiguous(), fps=geometry.fps)
+
+    @torch.no_grad()
+    def text_space(self, tokens: TokenPyramid, level: int = -1) -> Tensor:
+        """Where each token of a level lies in the space of the text encoder: unit vectors ``[B, t, h, w, D_text]``.
+
+        ``level`` counts from 0, or from the last one held with -1; a level is read together with those before it.
+        Their cosine with :meth:`embed_text` says how much a place looks like a text. Float32.
+        Raises ValueError for tokens of another model, a level that is not held, and a model without a text head.
+        """
+        return F.normalize(self.text_features(tokens, level), dim=-1)
+
+    @torch.no_grad()
+    def text_features(self, tokens: TokenPyramid, level: int = -1) -> Tensor:
+        """:meth:`text_space` before normalisation: the length of a vector says how much its token has to say."""
+        self._check_tokens(tokens)
+        held = len(tokens.levels)
+        if not -held <= level < held:
+            raise ValueError(f"these tokens hold levels 0 to {held - 1}, asked for level {level}")
+        signs = self._signs_of(tokens.prefix(level % held + 1))
+        return self.read(signs).float().movedim(1, -1)
+
+    def embed_text(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors ``[N, D_text]`` of texts in the space of :meth:`text_space`, float32."""
+        return self._text().encode(texts).pooled.to(next(self.parameters()).device)
+
+    def read(self, signs: Sequence[Tensor]) -> Tensor:
+        """Signs of the first levels to features of the last of them in the text space ``[B, D_text, t, h, w]``."""
+        raise ValueError(f"{self.name} has no text head: its tokens were not trained with language")
 
     def describe(self) -> dict[str, Any]:
         """Facts for people: name, fingerprint, size, levels."""
@@ -125,6 +158,17 @@ class VideoTokenizer(nn.Module):
             "bits_per_pixel_asymptotic": sum(self.num_bits / (t * h * w) for t, h, w in self.strides),
             "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
         }
+
+    def _check_tokens(self, tokens: TokenPyramid) -> None:
+        # A renamed model reads the same: the fingerprint alone says what ids mean.
+        if tokens.model.fingerprint != self.model_id.fingerprint:
+            raise ValueError(f"these tokens were made by {tokens.model}, this model is {self.model_id}")
+        if (tokens.geometry.strides, tokens.num_bits) != (self.strides, self.num_bits):
+            raise ValueError(f"these tokens have other grids or words than {self.model_id}, whose name they bear")
+
+    def _signs_of(self, tokens: TokenPyramid) -> list[Tensor]:
+        parameter = next(self.parameters())
+        return [ids_to_signs(ids.to(parameter.device), self.num_bits, dtype=parameter.dtype) for ids in tokens.levels]
 
     def _embed_captions(self, caption: str | Sequence[str] | None, batch: int) -> TextEmbedding | None:
         if caption is None:

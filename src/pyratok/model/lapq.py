@@ -58,6 +58,11 @@ class LaPQLevel(nn.Module):
         self.project = nn.Conv3d(width, config.num_bits, 1)
         self.lift = nn.Conv3d(width, width, 1)
 
+    def carry(self, q: Tensor) -> Tensor:
+        """q^(l-1) on this level's grid."""
+        assert self.resample is not None, "the first level has none before it"
+        return cast(Tensor, self.resample(q))
+
     def presign(self, feature: Tensor, known: Tensor | None, text: TextEmbedding | None) -> Tensor:
         """Values before the sign ``[B, K, t, h, w]``, float32; ``known`` is q^(l-1) on this grid."""
         h = self.lateral(F.silu(self.norm_in(feature)))
@@ -88,29 +93,31 @@ class LaPQ(nn.Module):
         outputs: list[LevelOutput] = []
         q: Tensor | None = None
         for index, level in enumerate(self._levels()):
-            known = q if q is None or level.resample is None else level.resample(q)
+            known = None if q is None else level.carry(q)
             output = lfq(level.presign(taps[self.config.taps[index]], known, text))
             outputs.append(output)
             if index + 1 < len(self.levels):
                 q = self._add(level, known, output.bits, None)
         return tuple(outputs)
 
-    def features(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None) -> Tensor:
-        """q^(L) ``[B, D, t, h, w]`` on the last grid, from the signs of the first levels (any number of them).
+    def pyramid(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None) -> tuple[Tensor, ...]:
+        """q^(1) ... q^(n) ``[B, D, t, h, w]``, each on its level's grid, from the signs of the first n levels.
 
         ``kept_levels`` int64 ``[B]``: clip b uses only that many of the levels (level dropout).
         """
         if not 1 <= len(bits) <= len(self.levels):
             raise ValueError(f"LaPQ has {len(self.levels)} levels, got signs of {len(bits)}")
-        q: Tensor | None = None
-        for index, level in enumerate(self._levels()):
-            known = q if q is None or level.resample is None else level.resample(q)
-            if index < len(bits):
-                keep = None if kept_levels is None else kept_levels > index
-                q = self._add(level, known, bits[index], keep)
-            else:
-                q = known
-        assert q is not None
+        found: list[Tensor] = []
+        for index, (level, signs) in enumerate(zip(self._levels(), bits, strict=False)):
+            keep = None if kept_levels is None else kept_levels > index
+            found.append(self._add(level, level.carry(found[-1]) if found else None, signs, keep))
+        return tuple(found)
+
+    def features(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None) -> Tensor:
+        """q^(n) of :meth:`pyramid`, brought on to the last grid ``[B, D, t, h, w]``."""
+        q = self.pyramid(bits, kept_levels)[-1]
+        for level in self._levels()[len(bits) :]:
+            q = level.carry(q)
         return q
 
     def latent(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-import shutil
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,15 @@ from pyratok.config import PyraTokConfig, from_dict
 from pyratok.model.base import VideoTokenizer
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import merge
-from pyratok.vae.hub import load_weights, read_json, read_weights, resolve_folder
+from pyratok.vae.hub import load_weights, read_json, read_weights, replacing_folder, resolve_folder
 from pyratok.vae.wan_blocks import channels_last_
 
 FORMAT = "pyratok-model"
 VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+# What a model's weights are called where another model was overwritten: CONFIG then names the file that counts.
+LATER_WEIGHTS = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+HUB_FILES = (CONFIG, "model*.safetensors", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json")
 
 
 class ModelLoadError(ValueError):
@@ -32,31 +35,26 @@ class ModelLoadError(ValueError):
 def save_pretrained(model: PyraTok, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
     """Write ``config.json`` and ``model.safetensors``; the folder appears whole or not at all.
 
+    Where there is a model already the weights get a name of their own beside the old ones, and replacing
+    ``config.json`` makes the folder the new model: whenever the machine dies, there is one of the two.
     Adapters are merged. ``dtype`` is that of the file; the fingerprint is of the values as they will be loaded.
     """
     final = Path(folder)
     plain = PyraTok(model.config)
     plain.load_state_dict(merge(copy.deepcopy(model)).state_dict())
     plain.to(dtype).float()
-    temporary = final.parent / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
+    digest = plain.digest()
+    weights = f"model-{digest[:16]}.safetensors" if (final / CONFIG).exists() else WEIGHTS
+    header = {"format": FORMAT, "version": VERSION, "fingerprint": plain.fingerprint(), "digest": digest}
+    header |= {"weights": weights} if weights != WEIGHTS else {}
+    with replacing_folder(final) as unfinished:
         tensors = {name: value.to(dtype).contiguous() for name, value in plain.state_dict().items()}
-        save_file(tensors, temporary / WEIGHTS)
-        (temporary / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
-        header = {"format": FORMAT, "version": VERSION, "fingerprint": plain.fingerprint(), **plain.config_dict()}
-        (temporary / CONFIG).write_text(json.dumps(header, indent=1) + "\n")
-        for name in (WEIGHTS, CONFIG):
-            with open(temporary / name, "rb") as file:
-                os.fsync(file.fileno())
-        if final.exists():
-            for name in (WEIGHTS, CONFIG):
-                (temporary / name).replace(final / name)
-        else:
-            temporary.replace(final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        save_file(tensors, unfinished / weights)
+        (unfinished / weights).chmod(0o644)  # safetensors leaves it readable by its owner alone
+        (unfinished / CONFIG).write_text(json.dumps(header | plain.config_dict(), indent=1) + "\n", encoding="utf-8")
+    for old in list(final.iterdir()):
+        if old.name != weights and (old.name == WEIGHTS or LATER_WEIGHTS.fullmatch(old.name)):
+            old.unlink()
 
 
 def from_pretrained(
@@ -69,11 +67,8 @@ def from_pretrained(
     The authors' released layout (``AutoencoderKLPyraTok``) is recognised.
     Raises :class:`ModelLoadError` naming what is wrong.
     """
-    folder = resolve(source)
-    if not (folder / CONFIG).is_file():
-        raise ModelLoadError(f"{folder}: no {CONFIG} there, so this is not a pyratok model")
+    folder, config = read_config(source)
     try:
-        config = read_json(folder / CONFIG)
         if config.get("_class_name") == "AutoencoderKLPyraTok":
             from pyratok.model.released import load_released
 
@@ -88,12 +83,23 @@ def from_pretrained(
     return model
 
 
+def read_config(source: str | os.PathLike[str] | None) -> tuple[Path, dict[str, Any]]:
+    """Folder of a model, as :func:`resolve` finds it, and what its ``config.json`` holds."""
+    folder = resolve(source)
+    if not (folder / CONFIG).is_file():
+        raise ModelLoadError(f"{folder}: no {CONFIG} there, so this is not a pyratok model")
+    try:
+        return folder, read_json(folder / CONFIG)
+    except ValueError as error:
+        raise ModelLoadError(f"{folder}: {error}") from error
+
+
 def resolve(source: str | os.PathLike[str] | None) -> Path:
     """Folder of a model: embedded, given, or fetched from the hub by its id."""
     if source is None:
         return Path(str(resources.files("pyratok"))) / "assets" / "nano"
     try:
-        return resolve_folder(source)
+        return resolve_folder(source, HUB_FILES)
     except ValueError as error:
         raise ModelLoadError(str(error)) from None
 
@@ -104,10 +110,14 @@ def _load_native(folder: Path, config: dict[str, Any]) -> PyraTok:
     version = config.pop("version", None)
     if version != VERSION:
         raise ValueError(f"format version {version}, this pyratok reads version {VERSION}; upgrade it")
-    fingerprint = config.pop("fingerprint", None)
+    fingerprint, digest = config.pop("fingerprint", None), config.pop("digest", None)
+    weights = config.pop("weights", WEIGHTS)
+    if not isinstance(weights, str) or Path(weights).name != weights:
+        raise ValueError(f"weights: expected the name of a file in this folder, got {weights!r}")
     with torch.device("meta"):
         model = PyraTok(from_dict(PyraTokConfig, config))
-    load_weights(model, read_weights(folder / WEIGHTS))
-    if model.eval().pin_fingerprint() != fingerprint:
+    load_weights(model, read_weights(folder / weights))
+    # The fingerprint leaves out the text head, the digest nothing.
+    if model.eval().pin_fingerprint() != fingerprint or digest not in (None, model.digest()):
         raise ValueError(f"configuration and weights do not match their fingerprint {fingerprint}; a file is damaged")
     return model

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyratok.config import PyraTokConfig, to_dict
 from pyratok.model.base import VideoTokenizer
 from pyratok.model.lapq import LaPQ
+from pyratok.model.text_head import TextHead
 from pyratok.types import TextEmbedding, TokenizerOutput
 from pyratok.vae.wan import WanVAE
 
@@ -31,6 +32,10 @@ class PyraTok(VideoTokenizer):
         self.strides, self.num_bits = config.lapq.strides, config.lapq.num_bits
         self.vae = vae if vae is not None else WanVAE(config.vae)
         self.lapq = LaPQ(config.lapq, config.vae)
+        self.text_head: TextHead | None = None
+        if config.text_head is not None:
+            lapq = config.lapq
+            self.text_head = TextHead(config.text_head, lapq.width, lapq.num_levels, lapq.text_dim)
 
     @staticmethod
     def from_pretrained(
@@ -55,6 +60,12 @@ class PyraTok(VideoTokenizer):
 
     def reconstruct(self, signs: Sequence[Tensor]) -> Tensor:
         return self.vae.decode(self.lapq.latent(signs))
+
+    def read(self, signs: Sequence[Tensor]) -> Tensor:
+        if self.text_head is None:
+            return super().read(signs)
+        found: Tensor = self.text_head(self.lapq.pyramid(signs)[-1], len(signs) - 1)
+        return found
 
     def forward(
         self, video: Tensor, text: TextEmbedding | None = None, kept_levels: Tensor | None = None

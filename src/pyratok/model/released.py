@@ -25,6 +25,8 @@ from pyratok.vae.wan_loading import read_diffusers_weights, vae_config_from_diff
 
 # Parts of the release that the text-free path does not use; anything else unknown is an error.
 UNUSED_PREFIXES = ("lapq_quantizer.", "lapq_text_mlp.")
+MAX_BITS = 30
+"""Of a word in a :class:`~pyratok.types.TokenPyramid`."""
 
 
 class ResidualLatentTokenizer(VideoTokenizer):
@@ -63,6 +65,10 @@ def load_released(folder: Path, config: dict[str, Any]) -> ResidualLatentTokeniz
     num_stages, dim = config.get("lapq_num_quantizers", 4), vae_config.z_dim
     if type(num_stages) is not int or num_stages < 1:
         raise ValueError(f"lapq_num_quantizers must be at least 1, got {num_stages!r}")
+    if dim > MAX_BITS:
+        raise ValueError(
+            f"z_dim {dim} makes words of as many bits; a TokenPyramid holds words of at most {MAX_BITS} bits"
+        )
     for key, wanted in (("lapq_codebook_dim", dim), ("lapq_num_codes", 1 << dim)):
         if config.get(key, wanted) != wanted:
             raise ValueError(f"{key} {config[key]!r} does not go with z_dim {dim}, which asks for {wanted}")

@@ -5,6 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pyratok.recipes.nano import nano, nano_vae
-from pyratok.train.run import Recipe
+from pyratok.train.stages import Plan
 
-RECIPES: dict[str, Callable[[], Recipe]] = {"nano-vae": nano_vae, "nano": nano}
+RECIPES: dict[str, Callable[[], Plan]] = {"nano-vae": nano_vae, "nano": nano}

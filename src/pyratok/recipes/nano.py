@@ -1,14 +1,20 @@
-"""pyratok-nano: the embedded default, trained in two stages on two CPU cores.
-
-``nano-vae`` trains the continuous VAE; ``nano`` puts LaPQ on top of it: encoder frozen but for LoRA, decoder trained.
+"""pyratok-nano: the embedded default, trained on two CPU cores. ``nano-vae`` trains the continuous VAE that the method
+starts from, ``nano`` is the method.
 """
 
 from __future__ import annotations
 
-from pyratok.config import LaPQConfig, PyraTokConfig, WanVAEConfig
+from dataclasses import replace
+
+from pyratok.config import LaPQConfig, PyraTokConfig, TextHeadConfig, WanVAEConfig
+from pyratok.data.masking import MaskingConfig
 from pyratok.data.mixes import DataConfig
+from pyratok.model.alignment import TokenLMConfig
+from pyratok.train.language import LanguageConfig
+from pyratok.train.objectives import LossWeights
 from pyratok.train.optim import OptimConfig
 from pyratok.train.run import Recipe
+from pyratok.train.stages import Plan
 from pyratok.train.trainer import TrainConfig
 
 # Patches of 4 keep the expensive full-rate stage at a sixteenth of the pixels; space is halved once more and time
@@ -28,29 +34,60 @@ MODEL = PyraTokConfig(name="pyratok-nano", vae=VAE, lapq=LaPQConfig(level_dropou
 DATA = DataConfig(exclude=("intel_person_bicycle_car_detection", "sample"))
 
 
-def nano_vae() -> Recipe:
-    """Stage a: reconstruct through the continuous latent."""
-    return Recipe(
-        name="nano-vae",
+def nano_vae() -> Plan:
+    """Reconstruct through the continuous latent: the pretrained VAE that larger models get from elsewhere."""
+    stage = Recipe(
+        name="vae",
         stage="vae",
         model=MODEL,
         data=DATA,
         train=TrainConfig(steps=2_000, optim=OptimConfig(lr=2e-3, decay_share=0.5)),
     )
+    return Plan(name="nano-vae", stages=(stage,))
 
 
-def nano() -> Recipe:
-    """Stage b: LaPQ on the frozen VAE, LoRA in the encoder, the decoder trained."""
-    return Recipe(
-        name="nano",
+def nano() -> Plan:
+    """The three stages of the method on top of ``nano-vae``: pretraining, alignment with text, fine-tuning.
+
+    LaPQ on the frozen VAE, LoRA in the encoder, the decoder trained throughout. Source: PyraTok (arXiv 2601.16210),
+    App. D, with weights chosen for a model of this size (docs/training.md says how).
+    """
+    # Shorter clips than the decoder can look back teach it nothing about long ones: docs/negative-results.md.
+    pretraining = Recipe(
+        name="pretraining",
         stage="tokenizer",
         model=MODEL,
         data=DATA,
+        train=TrainConfig(steps=8_000, batch_size=4, frames=33, optim=OptimConfig(lr=5e-4, decay_share=1.0)),
+    )
+    lm = TokenLMConfig(num_levels=4, text_dim=384, hidden_size=192, num_layers=3, max_tokens_per_level=96)
+    alignment = Recipe(
+        name="alignment",
+        stage="language",
+        model=replace(MODEL, text_head=TextHeadConfig()),
+        data=DATA,
+        language=LanguageConfig(lm=lm, masking=MaskingConfig(temporal=0.1, spatial=0.2, patch=8)),
         train=TrainConfig(
-            # Shorter clips than the decoder can look back teach it nothing about long ones: docs/negative-results.md.
-            steps=16_000,
-            batch_size=4,
-            frames=33,
-            optim=OptimConfig(lr=1e-3, decay_share=1.0),
+            steps=3_000,
+            batch_size=8,
+            frames=17,
+            losses=LossWeights(
+                hierarchical=0.002,
+                text_tokens=0.05,
+                text_words=0.01,
+                contrastive=0.05,
+                grounding=0.1,
+                autoregressive=0.002,
+                drift=0.1,
+            ),
+            optim=OptimConfig(lr=5e-4, decay_share=1.0),
         ),
     )
+    tuned = replace(alignment.train.losses, retention=0.1)
+    finetuning = replace(
+        alignment,
+        name="finetuning",
+        language=replace(alignment.language, masking=MaskingConfig()),
+        train=replace(alignment.train, steps=3_000, batch_size=4, frames=33, losses=tuned),
+    )
+    return Plan(name="nano", stages=(pretraining, alignment, finetuning))

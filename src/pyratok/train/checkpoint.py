@@ -1,15 +1,17 @@
 """Training checkpoints: everything needed to go on, without pickle.
 
 One folder per checkpoint: ``model.safetensors``, ``average.safetensors`` (EMA), ``optimizer-<i>.safetensors`` and
-``state.json``. It is written under a temporary name, fsynced and renamed, so that a folder with its final name is
+``state.json``: step, settings of the optimisers, log values not yet written, and ``origin``, the settings that decide
+what the run learns. It is written under a temporary name, fsynced and renamed, so that a folder with its final name is
 whole; the newest ``keep`` are kept.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pyratok.files import write_atomically
+from pyratok.vae.hub import read_json, replacing_folder
+
 PREFIX = "step-"
+NAME = re.compile(rf"{PREFIX}\d{{8,}}")
 
 
 def save_checkpoint(
@@ -32,47 +38,71 @@ def save_checkpoint(
 ) -> Path:
     """Write the state after ``step`` steps; returns its folder. When that fails, the last one is still there."""
     final = folder / f"{PREFIX}{step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
-        write_tensors(temporary / "model.safetensors", trainable_state(model))
-        write_tensors(temporary / "average.safetensors", trainable_state(average))
-        groups = []
-        for index, optimizer in enumerate(optimizers):
-            state = optimizer.state_dict()
-            tensors = {
-                f"{i}.{name}": value
-                for i, entry in state["state"].items()
-                for name, value in entry.items()
-                if isinstance(value, Tensor)
-            }
-            write_tensors(temporary / f"optimizer-{index}.safetensors", tensors)
-            groups.append(state["param_groups"])
-        write_json(temporary / "state.json", {"step": step, "groups": groups, **extra})
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
-        _sync(folder)
+        with replacing_folder(final) as unfinished:
+            write_tensors(unfinished / "model.safetensors", trainable_state(model))
+            write_tensors(unfinished / "average.safetensors", trainable_state(average))
+            groups = []
+            for index, optimizer in enumerate(optimizers):
+                state = optimizer.state_dict()
+                tensors = {
+                    f"{i}.{name}": value
+                    for i, entry in state["state"].items()
+                    for name, value in entry.items()
+                    if isinstance(value, Tensor)
+                }
+                write_tensors(unfinished / f"optimizer-{index}.safetensors", tensors)
+                groups.append(state["param_groups"])
+            state_json = json.dumps({"step": step, "groups": groups, **extra}, indent=1)
+            (unfinished / "state.json").write_text(state_json, encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
     finally:
-        # Also what a process that was killed here left behind.
-        for unfinished in folder.glob(f".{PREFIX}*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-    for old in sorted(folder.glob(f"{PREFIX}*"))[:-keep]:
+        # What a process that was killed here left behind.
+        for left in folder.glob(f".{PREFIX}*"):
+            shutil.rmtree(left, ignore_errors=True)
+    for old in _checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, if any."""
-    return max(folder.glob(f"{PREFIX}*"), default=None)
+    found = _checkpoints(folder)
+    return found[-1] if found else None
 
 
-def checkpoint_to_resume(out: Path, resume: bool) -> Path | None:
-    """The newest checkpoint of the run in ``out``; ValueError where there is one but nobody asked to go on from it."""
+def _checkpoints(folder: Path) -> list[Path]:
+    """Oldest first; whatever else lies in the folder is none of ours."""
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name) and path.is_dir())
+
+
+def checkpoint_to_resume(out: Path, resume: bool, origin: Mapping[str, Any] | None = None) -> Path | None:
+    """The newest checkpoint of the run in ``out``, if there is one.
+
+    ``origin``: the settings that decide what the run learns, JSON-ready. Raises ValueError where nobody asked to go on,
+    where the checkpoint was made with another ``origin`` (naming the first field that differs), and where it is
+    damaged.
+    """
     found = latest_checkpoint(out / "checkpoints")
-    if found is not None and not resume:
+    if found is None:
+        return None
+    if not resume:
         raise ValueError(f"{out} already holds checkpoints; pass --resume to go on, or choose another folder")
+    difference = next(_differing(_read_state(found).get("origin"), origin), None)
+    if difference is not None:
+        field, before, now = difference
+        advice = "give the same again, or choose another folder"
+        raise ValueError(f"{out}: this run was begun with {field} = {before!r}, not {now!r}; {advice}")
     return found
+
+
+def _differing(before: Any, now: Any, field: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Fields with different values; those that only one side has come from another version, or were not given."""
+    if isinstance(before, dict) and isinstance(now, Mapping):
+        for key in (key for key in before if key in now):
+            yield from _differing(before[key], now[key], f"{field}.{key}".lstrip("."))
+    elif field and before != now:
+        yield field, before, now
 
 
 def load_checkpoint(
@@ -82,8 +112,8 @@ def load_checkpoint(
 
     Raises ValueError for a checkpoint that is damaged or belongs to another model or optimiser.
     """
+    state = _read_state(path)
     try:
-        state: dict[str, Any] = json.loads((path / "state.json").read_text())
         restore(model, load_file(path / "model.safetensors"))
         restore(average, load_file(path / "average.safetensors"))
         for index, optimizer in enumerate(optimizers):
@@ -91,9 +121,23 @@ def load_checkpoint(
             optimizer.load_state_dict(
                 {"state": _by_parameter(entries, optimizer), "param_groups": state["groups"][index]}
             )
-    except (OSError, SafetensorError, ValueError, LookupError, RuntimeError) as error:
-        raise ValueError(f"{path}: cannot go on from this checkpoint: {error}") from error
+    except (OSError, SafetensorError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        raise _refusal(path, error) from error
     return state
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = read_json(path / "state.json")
+    except ValueError as error:
+        raise _refusal(path, error) from error
+    if type(state.get("step")) is not int:
+        raise _refusal(path, f"state.json has step = {state.get('step')!r}, which should be an integer")
+    return state
+
+
+def _refusal(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{path}: cannot go on from this checkpoint: {reason}")
 
 
 def _by_parameter(entries: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
@@ -127,25 +171,10 @@ def restore(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, fsynced."""
+    """A safetensors file."""
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
-    _sync(path)
 
 
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """A JSON file, fsynced and renamed into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=1))
-    _sync(temporary)
-    temporary.replace(path)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON file, whole or not at all."""
+    write_atomically(path, json.dumps(values, indent=1))

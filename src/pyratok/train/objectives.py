@@ -6,17 +6,20 @@ An objective owns its model, so that one ``torch.compile`` covers forward and lo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyratok.data.datasets import to_signed
 from pyratok.losses.perceptual import PerceptualLoss
 from pyratok.losses.reconstruction import l1_loss, ssim_loss
 from pyratok.model.pyratok import PyraTok
 from pyratok.quantization.entropy import batch_entropy, sample_entropy
 from pyratok.quantization.lfq import commitment_loss
-from pyratok.types import LossTerms
+from pyratok.types import LevelOutput, LossTerms
 from pyratok.vae.wan import WanVAE
 
 Named = dict[str, Tensor]
@@ -24,7 +27,11 @@ Named = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weight of each term; 0 switches it off. Codebook terms apply to the tokenizer stage only."""
+    """Weight of each term; 0 switches it off.
+
+    The codebook terms apply wherever there are tokens, those from ``hierarchical`` on in stages with language
+    (:mod:`pyratok.train.language`). ``contrastive`` and ``grounding`` are ours, the others the paper's.
+    """
 
     l1: float = 1.0
     mse: float = 0.0
@@ -34,12 +41,31 @@ class LossWeights:
     commitment: float = 0.02
     sample_entropy: float = 0.0
     batch_entropy: float = 0.02
+    hierarchical: float = 0.0
+    text_tokens: float = 0.0
+    text_words: float = 0.0
+    contrastive: float = 0.0
+    grounding: float = 0.0
+    autoregressive: float = 0.0
+    drift: float = 0.0
+    retention: float = 0.0
+
+    @property
+    def reconstructs(self) -> bool:
+        """Is there any term that needs the decoder?"""
+        return any((self.l1, self.mse, self.ssim, self.perceptual))
+
+    @property
+    def aligns(self) -> bool:
+        """Is there any term that needs the text head?"""
+        return any((self.text_tokens, self.text_words, self.contrastive, self.grounding))
 
 
 class Objective(nn.Module):
     """Base: ``terms`` computes, ``forward`` adds the weights.
 
-    A subclass with randomness of its own (level dropout) draws it in ``draw``, outside the compiled part.
+    What varies from step to step besides the clips (level dropout, captions) is made in ``prepare``, outside the
+    compiled part.
     """
 
     def __init__(self, model: nn.Module, weights: LossWeights, perceptual: PerceptualLoss | None = None) -> None:
@@ -48,9 +74,12 @@ class Objective(nn.Module):
             raise ValueError("a perceptual weight needs a perceptual loss; pip install pyratok[train] or set it to 0")
         self.model, self.weights, self.perceptual = model, weights, perceptual
 
-    def draw(self, batch_size: int) -> dict[str, Tensor]:
-        """Random choices of one step, from torch's generator, which the trainer seeds; passed on to :meth:`terms`."""
-        return {}
+    def prepare(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch of the dataset as clips in [-1, 1] and the choices of this step, for :meth:`terms`.
+
+        Random ones come from torch's generator, which the trainer seeds for every step.
+        """
+        return to_signed(batch), {}
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         """Loss terms, and metrics that are only watched, for clips ``[B, 3, T, H, W]`` in [-1, 1]."""
@@ -98,29 +127,40 @@ class TokenizerObjective(Objective):
 
     model: PyraTok
 
-    def draw(self, batch_size: int) -> dict[str, Tensor]:
-        levels = self.model.num_levels
-        kept = torch.randint(1, levels + 1, (batch_size,))
-        dropped = torch.rand(batch_size) < self.model.config.lapq.level_dropout
-        return {"kept_levels": torch.where(dropped, kept, levels)}
+    def prepare(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return to_signed(batch), {"kept_levels": draw_levels(self.model, len(batch))}
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         kept = choices["kept_levels"]
         output = self.model(video, kept_levels=kept)
         terms, metrics = self.reconstruction_terms(output.reconstruction, video)
-        weights, levels = self.weights, output.levels
-        if weights.commitment:
-            terms["commitment"] = torch.stack([commitment_loss(o.presign, o.bits) for o in levels]).mean()
-        if weights.sample_entropy:
-            terms["sample_entropy"] = torch.stack([sample_entropy(o.presign) for o in levels]).mean()
-        if weights.batch_entropy:
-            terms["batch_entropy"] = -torch.stack([batch_entropy(o.presign) for o in levels]).mean()
-        with torch.no_grad():
-            for number, level in enumerate(levels, start=1):
-                mean = (level.bits.mean(dim=(0, 2, 3, 4)) + 1) / 2
-                metrics[f"bit_entropy_{number}"] = binary_entropy(mean).mean()
-                metrics[f"uneven_bits_{number}"] = ((mean - 0.5).abs() > 0.4).float().mean()
-        return terms, metrics
+        found, health = codebook_terms(output.levels, self.weights)
+        return {**terms, **found}, {**metrics, **health}
+
+
+def codebook_terms(levels: Sequence[LevelOutput], weights: LossWeights) -> tuple[Named, Named]:
+    """The terms of eq. 2 that look at one level alone, means over levels, and the codebook's health per level."""
+    terms: Named = {}
+    metrics: Named = {}
+    if weights.commitment:
+        terms["commitment"] = torch.stack([commitment_loss(o.presign, o.bits) for o in levels]).mean()
+    if weights.sample_entropy:
+        terms["sample_entropy"] = torch.stack([sample_entropy(o.presign) for o in levels]).mean()
+    if weights.batch_entropy:
+        terms["batch_entropy"] = -torch.stack([batch_entropy(o.presign, across_ranks=True) for o in levels]).mean()
+    with torch.no_grad():
+        for number, level in enumerate(levels, start=1):
+            mean = (level.bits.mean(dim=(0, 2, 3, 4)) + 1) / 2
+            metrics[f"bit_entropy_{number}"] = binary_entropy(mean).mean()
+            metrics[f"uneven_bits_{number}"] = ((mean - 0.5).abs() > 0.4).float().mean()
+    return terms, metrics
+
+
+def draw_levels(model: PyraTok, batch_size: int) -> Tensor:
+    """Level dropout: how many levels each clip is decoded from, int64 ``[B]``."""
+    kept = torch.randint(1, model.num_levels + 1, (batch_size,))
+    dropped = torch.rand(batch_size) < model.config.lapq.level_dropout
+    return torch.where(dropped, kept, model.num_levels)
 
 
 def binary_entropy(p: Tensor) -> Tensor:

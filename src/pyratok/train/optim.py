@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,9 +36,19 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.name not in ("adamw", "muon"):
-            raise ValueError(f"optimiser must be 'adamw' or 'muon', got {self.name!r}")
-        if self.lr <= 0 or not 0 <= self.decay_share <= 1 or not 0 <= self.ema_decay < 1:
-            raise ValueError(f"lr must be > 0, decay_share and ema_decay in [0, 1), got {self}")
+            raise ValueError(f"name must be 'adamw' or 'muon', got {self.name!r}")
+        for field, fits, wanted in (
+            ("lr", 0 < self.lr < math.inf, "a positive number"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "in [0, 1)"),
+            ("warmup", self.warmup >= 0, "0 or more"),
+            ("decay_share", 0 <= self.decay_share <= 1, "in [0, 1]"),
+            ("final_lr_ratio", 0 <= self.final_lr_ratio <= 1, "in [0, 1]"),
+            ("grad_clip", self.grad_clip > 0, "a positive number"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)"),
+        ):
+            if not fits:
+                raise ValueError(f"{field} must be {wanted}, got {getattr(self, field)}")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of ``step`` (from 0) in a run of ``steps``."""

@@ -10,7 +10,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pyratok.config import to_dict
-from pyratok.data.datasets import MixedClips, batches, to_signed
+from pyratok.data.datasets import ClipDataset, batches
+from pyratok.files import replacing
 from pyratok.train.checkpoint import checkpoint_to_resume, load_checkpoint, save_checkpoint, write_json, write_tensors
 from pyratok.train.objectives import LossWeights, Objective
 from pyratok.train.optim import OptimConfig, build_optimizers
@@ -50,6 +51,16 @@ class TrainConfig:
         for name in ("steps", "batch_size", "frames", "size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed must be in 0..2**32 - 1, got {self.seed}")
+        for name in ("workers", "checkpoint_minutes"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+    def origin(self) -> dict[str, Any]:
+        """The settings that losses follow from, JSON-ready; a run may go on with others of the rest."""
+        free = ("steps", "workers", "log_every", "checkpoint_minutes")
+        return {name: value for name, value in to_dict(self).items() if name not in free}
 
 
 class NonFiniteLossError(RuntimeError):
@@ -58,20 +69,23 @@ class NonFiniteLossError(RuntimeError):
 
 def train(
     objective: Objective,
-    dataset: MixedClips,
+    dataset: ClipDataset,
     config: TrainConfig,
     out: Path,
     *,
     resume: bool = False,
+    origin: Mapping[str, Any] | None = None,
     on_log: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> nn.Module:
     """Train ``objective.model`` and return its averaged (EMA) copy.
 
     Writes ``out/log.jsonl`` (one record every ``log_every`` steps), TensorBoard events when that package is
-    installed, and ``out/checkpoints``. Without ``resume`` an ``out`` that holds checkpoints is refused. SIGTERM and
-    SIGINT save and return after the running step.
+    installed, and ``out/checkpoints``. Without ``resume`` an ``out`` that holds checkpoints is refused, with it those
+    of a run of another ``origin`` (by default that of ``config``). SIGTERM and SIGINT save and return after the
+    running step.
     """
-    previous = checkpoint_to_resume(out, resume)
+    origin = {"train": config.origin()} if origin is None else origin
+    previous = checkpoint_to_resume(out, resume, origin)
     if len(dataset) < config.steps * config.batch_size:
         raise ValueError(f"{config.steps} steps of {config.batch_size} clips need more than {len(dataset)} clips")
     model = objective.model
@@ -92,14 +106,15 @@ def train(
         stream = batches(dataset, config.batch_size, start, config.workers)
         for step, clips in zip(range(start, config.steps), stream, strict=False):
             torch.manual_seed(config.seed * 1_000_003 + step)
-            choices = objective.draw(config.batch_size)
-            video = to_signed(clips).contiguous(memory_format=torch.channels_last_3d)
+            video, choices = objective.prepare(clips)
+            video = video.contiguous(memory_format=torch.channels_last_3d)
             with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
                 losses = step_terms(video, **choices)
             losses.total.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.grad_clip)
             if not (torch.isfinite(norm) and torch.isfinite(losses.total)):
-                write_tensors(out / "bad-batch.safetensors", {"clips": clips})
+                with replacing(out / "bad-batch.safetensors") as unfinished:
+                    write_tensors(unfinished, {"video": video})
                 raise NonFiniteLossError(f"loss or gradient not finite at step {step}; see {out}/bad-batch.safetensors")
             lr = config.optim.lr_at(step, config.steps)
             for optimizer in optimizers:
@@ -116,7 +131,7 @@ def train(
             due = time.monotonic() - saved_at > config.checkpoint_minutes * 60
             if due or stop.requested or done == config.steps:
                 # What is logged next is a mean that began before this checkpoint.
-                extra = {"seed": config.seed, "pending": log.pending}
+                extra = {"origin": origin, "pending": log.pending}
                 save_checkpoint(out / "checkpoints", done, model, average.module, optimizers, extra)
                 saved_at = time.monotonic()
             if stop.requested:

@@ -1,0 +1,248 @@
+"""What a training step computes when language takes part: reconstruction, codebook, alignment, prediction, drift.
+
+    batch ── captions ──► text encoder ─┐ (dropped for most clips: the learned null text)
+      └───── clips ──► mask ──► encoder ─┴► levels ──► decoder ──► reconstruction terms, against the unmasked clips
+                          │               ├► text head ──► alignment terms, on the clips without a caption
+                          │               └► language model after the caption ──► autoregressive term
+                          └► frozen encoder ──► drift, retention
+
+Tokens that may copy the caption teach the video nothing: whatever ties tokens to text is computed on those clips alone
+whose tokens were made without one (:class:`LanguageConfig`, ``caption_dropout``).
+
+Source: PyraTok (arXiv 2601.16210), sec. 3.2 and App. D.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyratok.data.captioned import CaptionedBatch
+from pyratok.data.datasets import to_signed
+from pyratok.data.masking import MaskingConfig, draw_mask
+from pyratok.losses.alignment import (
+    contrastive_alignment,
+    grounding,
+    text_codebook_alignment,
+    text_conditioned_alignment,
+)
+from pyratok.losses.codebook import hierarchical_kl
+from pyratok.losses.perceptual import PerceptualLoss
+from pyratok.losses.retention import feature_kl, frame_retention
+from pyratok.model.alignment import TokenLM, TokenLMConfig
+from pyratok.model.lapq import LaPQLevel
+from pyratok.model.pyratok import PyraTok
+from pyratok.text.base import TextEncoder
+from pyratok.train.objectives import LossWeights, Named, Objective, codebook_terms, draw_levels
+from pyratok.types import LevelOutput, TextEmbedding
+from pyratok.vae.wan import Decoder, WanVAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """How language takes part in a stage.
+
+    ``caption_dropout``: share of the clips whose tokens are made without their caption, and which the alignment terms
+    are computed on. ``max_text_tokens``: longer captions are cut. ``temperature`` of the distributions of the KL terms,
+    ``contrast`` of the contrastive ones. ``words``: how many tokens of a clip stand for its codewords.
+    ``masking`` hides parts of the encoder's input; the target stays whole. ``lm``: the language model.
+    """
+
+    caption_dropout: float = 0.7
+    max_text_tokens: int = 32
+    temperature: float = 1.0
+    contrast: float = 0.07
+    words: int = 64
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    lm: TokenLMConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.caption_dropout <= 1:
+            raise ValueError(f"caption_dropout is a share in [0, 1], got {self.caption_dropout}")
+        for name in ("temperature", "contrast", "max_text_tokens", "words"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+
+
+class LanguageParts(nn.Module):
+    """What learns together: the tokenizer, which is what a run is for, and the language model beside it."""
+
+    def __init__(self, tokenizer: PyraTok, lm: TokenLM | None) -> None:
+        super().__init__()
+        self.tokenizer, self.lm = tokenizer, lm
+
+
+class LanguageObjective(Objective):
+    """All terms of the method; a weight of 0 leaves its term out and saves its cost."""
+
+    model: LanguageParts
+
+    def __init__(
+        self,
+        parts: LanguageParts,
+        weights: LossWeights,
+        config: LanguageConfig,
+        text_encoder: TextEncoder,
+        reference: WanVAE | None = None,
+        perceptual: PerceptualLoss | None = None,
+    ) -> None:
+        super().__init__(parts, weights, perceptual)
+        self.config = config
+        self.reference = reference
+        # Not modules: neither is to be trained, averaged or saved.
+        self.texts = CaptionTable(text_encoder, config.max_text_tokens)
+        # Windows of another place each step, and someone else's model: nothing a compiler would gain by.
+        self.predict = torch.compiler.disable(self._prediction)
+
+    def prepare(self, batch: CaptionedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        clips, size = to_signed(batch.videos), len(batch.captions)
+        mask = draw_mask(self.config.masking, tuple(clips.shape), torch.default_generator)
+        captioned = torch.tensor([bool(caption.strip()) for caption in batch.captions])
+        text = self.texts.captions(batch.captions)
+        names = [noun for nouns in batch.nouns for noun in nouns]
+        shape = (size, -1, text.pooled.shape[1])
+        choices = {
+            "kept_levels": draw_levels(self.model.tokenizer, size),
+            "shown": mask.apply(clips).contiguous(memory_format=torch.channels_last_3d),
+            "window": torch.rand(()),
+            "text_tokens": text.tokens,
+            "text_mask": text.mask & captioned[:, None],
+            "pooled": text.pooled,
+            "captioned": captioned,
+            "guided": captioned & (torch.rand(size) >= self.config.caption_dropout),
+            "names": self.texts.names(names).reshape(shape),
+            "valid": torch.tensor([bool(name) for name in names]).reshape(size, -1),
+            "masks": batch.masks,
+        }
+        return mask.target(clips), choices
+
+    def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
+        tokenizer, weights = self.model.tokenizer, self.weights
+        taps = tokenizer.vae.encode_taps(choices["shown"])
+        guided = TextEmbedding(
+            tokens=choices["text_tokens"],
+            mask=choices["text_mask"] & choices["guided"][:, None],
+            pooled=choices["pooled"],
+        )
+        levels = tokenizer.lapq.quantize(taps, guided)
+        bits = [level.bits for level in levels]
+        terms: Named = {}
+        metrics: Named = {}
+        if self.weights.reconstructs:
+            latent = tokenizer.lapq.latent(bits, choices["kept_levels"])
+            terms, metrics = self.reconstruction_terms(tokenizer.vae.decode(latent), video)
+        found, health = codebook_terms(levels, weights)
+        terms, metrics = {**terms, **found}, {**metrics, **health}
+        if weights.hierarchical:
+            terms["hierarchical"] = self._hierarchical(levels)
+        terms |= self._alignment(bits, choices)
+        if self.model.lm is not None and weights.autoregressive:
+            terms["autoregressive"], told = self.predict(self.model.lm, bits, choices)
+            metrics |= told
+        if self.reference is not None and (weights.drift or weights.retention):
+            terms |= self._kept(taps, choices["shown"])
+        return terms, metrics
+
+    def _hierarchical(self, levels: Sequence[LevelOutput]) -> Tensor:
+        strides = self.model.tokenizer.strides
+        pairs = range(1, len(levels))
+        return torch.stack(
+            [hierarchical_kl(levels[i].presign, levels[i - 1].presign, strides[i], strides[i - 1]) for i in pairs]
+        ).mean()
+
+    def _alignment(self, bits: Sequence[Tensor], choices: dict[str, Tensor]) -> Named:
+        """Terms between tokens and text, on the clips whose tokens know no caption."""
+        tokenizer, weights, config = self.model.tokenizer, self.weights, self.config
+        if tokenizer.text_head is None or not weights.aligns:
+            return {}
+        pooled, blind = choices["pooled"], choices["captioned"] & ~choices["guided"]
+        terms: Named = {}
+        found = [tokenizer.text_head(q, level) for level, q in enumerate(tokenizer.lapq.pyramid(bits))]
+        if weights.text_tokens:
+            vectors = [features.flatten(2).mT for features in found]
+            terms["text_tokens"] = torch.stack(
+                [text_conditioned_alignment(v, pooled, blind, config.temperature) for v in vectors]
+            ).mean()
+        if weights.text_words:
+            words, membership = self._words(bits[-1])
+            terms["text_words"] = text_codebook_alignment(words, membership, pooled, blind, config.temperature)
+        if weights.contrastive:
+            terms["contrastive"] = torch.stack(
+                [contrastive_alignment(f.mean(dim=(2, 3, 4)), pooled, blind, config.contrast) for f in found]
+            ).mean()
+        if weights.grounding:
+            valid = choices["valid"] & ~choices["guided"][:, None]
+            last = found[-1].movedim(1, -1)
+            terms["grounding"] = grounding(last, choices["masks"], choices["names"], valid, config.contrast)
+        return terms
+
+    def _words(self, bits: Tensor) -> tuple[Tensor, Tensor]:
+        """Words of the last level in the text space, each from its bits alone, ``[B S, D]``, and whose they are."""
+        tokenizer = self.model.tokenizer
+        assert tokenizer.text_head is not None
+        batch, count = bits.shape[0], min(self.config.words, bits[0, 0].numel())
+        positions = torch.linspace(0, bits[0, 0].numel() - 1, count, device=bits.device).long()
+        signs = bits.flatten(2)[:, :, positions].movedim(2, 1).reshape(batch * count, -1, 1, 1, 1)
+        level = cast(LaPQLevel, tokenizer.lapq.levels[-1])
+        words = tokenizer.text_head(level.lift(tokenizer.lapq.embed(signs)), len(tokenizer.lapq.levels) - 1)
+        return words.flatten(1), torch.eye(batch, device=bits.device).repeat_interleave(count, dim=1)
+
+    def _prediction(self, lm: TokenLM, bits: Sequence[Tensor], choices: dict[str, Tensor]) -> tuple[Tensor, Named]:
+        """L_AR over the clips whose tokens know no caption: from the others it would reward copying it."""
+        text = TextEmbedding(tokens=choices["text_tokens"], mask=choices["text_mask"], pooled=choices["pooled"])
+        output = lm(bits, text, window=float(choices["window"]))
+        blind = (~choices["guided"]).float()
+        means = torch.stack([nll.mean(1) for nll in output.token_nll]) @ blind / blind.sum().clamp_min(1)
+        lengths = means.new_tensor([nll.shape[1] for nll in output.token_nll])
+        bits_per_token = means.detach() / math.log(2)
+        told = {f"lm_bits_{level}": value for level, value in enumerate(bits_per_token, start=1)}
+        return (means * lengths).sum() / lengths.sum(), told
+
+    def _kept(self, taps: Sequence[Tensor], shown: Tensor) -> Named:
+        """How far the adapted encoder has moved from the frozen one: per position deep down, per frame at the top."""
+        assert self.reference is not None
+        with torch.no_grad():
+            before = self.reference.encode_taps(shown)
+        terms: Named = {}
+        if self.weights.drift:
+            terms["drift"] = feature_kl(taps[-1], before[-1])
+        if self.weights.retention:
+            now, then = (first.mean(dim=(3, 4)).mT for first in (taps[0], before[0]))
+            terms["retention"] = frame_retention(now, then)
+        return terms
+
+
+class CaptionTable:
+    """Embeddings of captions, padded to one length so that a compiled step sees one shape; names are kept."""
+
+    def __init__(self, encoder: TextEncoder, max_tokens: int) -> None:
+        self.encoder, self.max_tokens = encoder, max_tokens
+        self.known: dict[str, Tensor] = {}
+
+    def captions(self, texts: Sequence[str]) -> TextEmbedding:
+        text = self.encoder.encode(list(texts))
+        missing = self.max_tokens - text.tokens.shape[1]
+        tokens = F.pad(text.tokens, (0, 0, 0, missing)) if missing > 0 else text.tokens[:, : self.max_tokens]
+        mask = F.pad(text.mask, (0, missing)) if missing > 0 else text.mask[:, : self.max_tokens]
+        return TextEmbedding(tokens=tokens.contiguous(), mask=mask.contiguous(), pooled=text.pooled)
+
+    def names(self, names: Iterable[str]) -> Tensor:
+        """Unit vectors ``[N, D]``; an empty name is any vector."""
+        names = list(names)
+        if new := sorted(set(names) - self.known.keys()):
+            self.known |= dict(zip(new, self.encoder.encode(new).pooled, strict=True))
+        return torch.stack([self.known[name] for name in names])
+
+
+def frozen_copy(vae: WanVAE) -> WanVAE:
+    """The encoder as it is before adapters move it."""
+    reference = copy.deepcopy(vae)
+    reference.decoder = cast(Decoder, nn.Identity())  # only features are compared
+    return reference.eval().requires_grad_(False)

@@ -1,0 +1,82 @@
+"""Several recipes, one after another, each from the weights of the one before.
+
+Source: PyraTok (arXiv 2601.16210), App. D: self-supervised pretraining, text-visual token alignment, full-scale
+fine-tuning.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyratok.model.pretrained import CONFIG
+from pyratok.train.checkpoint import checkpoint_to_resume, latest_checkpoint
+from pyratok.train.run import Recipe, run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe of several stages, in order; stage names are different."""
+
+    name: str
+    stages: tuple[Recipe, ...]
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"a plan has one or more stages with different names, got {names}")
+
+    def folder(self, out: Path, number: int) -> Path:
+        """Where stage ``number`` (from 0) of a run in ``out`` is kept."""
+        return out / f"{number + 1}-{self.stages[number].name}"
+
+
+def run_plan(
+    plan: Plan,
+    roots: Sequence[str | Path],
+    out: Path,
+    *,
+    init: Path | None = None,
+    resume: bool = False,
+    on_stage: Callable[[int], None] = lambda number: None,
+    on_log: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> Path:
+    """Train every stage; returns the folder of the trained model, ``out/model``.
+
+    ``resume``: finished stages are left as they are, an unfinished one goes on from its last checkpoint. A stage that
+    was asked to stop (SIGTERM, SIGINT) ends the run; its folder then holds the weights so far.
+    """
+    folders = [plan.folder(out, number) for number in range(len(plan.stages))]
+    if not resume and any(latest_checkpoint(folder / "checkpoints") for folder in folders):
+        raise ValueError(f"{out} already holds checkpoints; pass --resume to go on, or choose another folder")
+    model = init
+    for number, (recipe, folder) in enumerate(zip(plan.stages, folders, strict=True)):
+        finished = folder / "model"
+        if resume and (finished / CONFIG).is_file() and _steps_done(folder) >= recipe.train.steps:
+            checkpoint_to_resume(folder, resume, recipe.origin(model))
+        else:
+            on_stage(number)
+            told = partial(_tell, on_log, recipe.name)
+            run(recipe, roots, folder, init=model, resume=resume, cache=out / "frames", on_log=told)
+        model = finished
+        if _steps_done(folder) < recipe.train.steps:
+            return model
+    assert model is not None
+    final = out / "model"
+    shutil.rmtree(final, ignore_errors=True)
+    shutil.copytree(model, final)
+    return final
+
+
+def _tell(on_log: Callable[[dict[str, Any]], None], stage: str, record: dict[str, Any]) -> None:
+    on_log({"stage": stage, **record})
+
+
+def _steps_done(folder: Path) -> int:
+    """Steps that the newest checkpoint of a stage stands for."""
+    newest = latest_checkpoint(folder / "checkpoints")
+    return int(newest.name.rpartition("-")[2]) if newest else 0
