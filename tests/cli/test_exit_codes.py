@@ -95,6 +95,12 @@ def test_json_never_replaces_what_the_command_works_on(
     assert sorted(tmp_path.iterdir()) == [clip, tokens]
 
 
+def test_json_beside_the_media_is_written_again(clip: Path, tmp_path: Path, pyratok: Command) -> None:
+    for _ in range(2):
+        options = ["--data", tmp_path, "--size", 32, "--frames", 1, "--json", tmp_path / "numbers.json"]
+        assert pyratok("evaluate", "reconstruction", *options, "--model", tmp_path) == 0
+
+
 def test_only_regular_files_are_replaced(
     clip: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -178,7 +178,7 @@ class Output:
     """Where a command's numbers go: a table on stdout for people, and JSON where ``--json`` says.
 
     With ``--json -`` stdout belongs to the JSON document, and tables move to stderr. What the command reads or writes
-    is ``taken``: refused, with ValueError, as a place for the JSON, and so are the files in its folders.
+    is ``taken``: refused, with ValueError, as a place for the JSON, and so are media and model files in its folders.
     """
 
     def __init__(self, json_target: str | None, *taken: str | Path | None) -> None:
@@ -186,7 +186,7 @@ class Output:
         if json_target is not None and json_target != "-":
             target = Path(json_target)
             for path in (Path(name) for name in taken if name is not None):
-                if same_file(target, path) or (target.exists() and _holds(path, target)):
+                if same_file(target, path) or _holds(path, target):
                     raise ValueError(f"--json {target} would replace what the command works on; name another file")
             check_output(target)
         self.console = Console(stderr=json_target == "-")
@@ -227,8 +227,9 @@ class Output:
 
 
 def _holds(folder: Path, file: Path) -> bool:
-    """Is the file in this folder or one below it?"""
-    return Path(os.path.realpath(folder)) in Path(os.path.realpath(file)).parents
+    """Is the file there, below this folder, and none that ``--json`` may have written before?"""
+    is_ours = file.suffix == ".json" and not file.name.endswith(("config.json", "index.json"))
+    return file.exists() and not is_ours and Path(os.path.realpath(folder)) in Path(os.path.realpath(file)).parents
 
 
 def _shown(value: object) -> str:
