@@ -36,8 +36,9 @@ class Recipe:
     """A whole run. ``stage``: "vae" trains the continuous VAE, "tokenizer" LaPQ on top of it, "language" both with
     captions, as ``language`` says.
 
-    From the tokenizer stage on the encoder is frozen; ``encoder_lora`` adapts it, ``decoder`` says how the decoder
-    learns.
+    From the tokenizer stage on ``encoder`` and ``decoder`` say how the halves of the VAE learn: not at all, by adapters
+    of shape ``lora``, or in full. The paper's encoder is frozen under adapters, which asks for a VAE that was
+    trained to the end.
     """
 
     name: str
@@ -45,13 +46,16 @@ class Recipe:
     model: PyraTokConfig
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig
-    encoder_lora: LoRAConfig | None = field(default_factory=LoRAConfig)
+    encoder: Literal["frozen", "lora", "full"] = "lora"
     decoder: Literal["frozen", "lora", "full"] = "full"
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
 
     def __post_init__(self) -> None:
-        if self.stage not in ("vae", "tokenizer", "language") or self.decoder not in ("frozen", "lora", "full"):
-            raise ValueError(f"stage {self.stage!r} or decoder {self.decoder!r} is not one of the documented choices")
+        halves = {self.encoder, self.decoder}
+        if self.stage not in ("vae", "tokenizer", "language") or not halves <= {"frozen", "lora", "full"}:
+            choices = f"stage {self.stage!r}, encoder {self.encoder!r}, decoder {self.decoder!r}"
+            raise ValueError(f"one of {choices} is not one of the documented choices")
         frames, size = self.train.frames, self.train.size
         shape = Geometry(frames=frames, height=size, width=size, strides=self.model.lapq.strides)
         if shape.padded != (frames, size, size):
@@ -132,14 +136,16 @@ def build_objective(recipe: Recipe, init: Path | None, text_encoder: TextEncoder
         # Without captions to learn from, an open gate would let untrained attention disturb the words.
         cast(LaPQLevel, level).text.requires_grad_(recipe.stage == "language")
     # The head of the continuous latent is not on the path of the tokens.
-    for part in (vae.encoder, vae.quant_conv):
+    for part in (vae.encoder.norm_out, vae.encoder.conv_out, vae.quant_conv):
         part.requires_grad_(False)
-    if recipe.encoder_lora is not None:
-        inject(vae.encoder, recipe.encoder_lora, ("conv_in", "down_blocks", "mid_block"))
+    if recipe.encoder != "full":
+        vae.encoder.requires_grad_(False)
+    if recipe.encoder == "lora":
+        inject(vae.encoder, recipe.lora, ("conv_in", "down_blocks", "mid_block"))
     if recipe.decoder != "full":
         vae.decoder.requires_grad_(False)
     if recipe.decoder == "lora":
-        inject(vae.decoder, recipe.encoder_lora or LoRAConfig())
+        inject(vae.decoder, recipe.lora)
     if recipe.stage == "tokenizer":
         return TokenizerObjective(model, weights, perceptual)
     lm = TokenLM(recipe.language.lm) if recipe.language.lm is not None and weights.autoregressive else None
