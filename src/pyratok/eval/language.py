@@ -9,8 +9,6 @@ Source: zero-shot uses, PyraTok (arXiv 2601.16210), sec. 4; the rendered benchma
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +23,7 @@ from pyratok.data.captioned import pool_masks
 from pyratok.data.datasets import to_signed
 from pyratok.data.scenes import CaptionedClip, render
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
+from pyratok.eval.base import HashedProtocol
 from pyratok.types import ModelId, TokenPyramid
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageProtocol:
+class LanguageProtocol(HashedProtocol):
     """Everything that decides the numbers, but the sprites and photographs that clips are rendered from.
 
     ``clips`` per measure and split, of ``frames x size x size``; classification among ``ways`` nouns, one large object
@@ -48,11 +47,6 @@ class LanguageProtocol:
     small: tuple[float, float] = (0.3, 0.5)
     batch_size: int = 8
     seed: int = 1
-
-    @property
-    def digest(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +14,7 @@ import torch
 import pyratok
 from pyratok.data.manifests import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pyratok.data.video_io import FALLBACK_FPS, load_video, to_uint8
+from pyratok.eval.base import HashedProtocol
 from pyratok.metrics.codecs import UnreachableRateError, x265_at_bpp
 from pyratok.metrics.reconstruction import psnr, ssim
 from pyratok.types import ModelId, TokenPyramid, Video
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalProtocol:
+class EvalProtocol(HashedProtocol):
     """Everything that decides the numbers; two results may be compared when their ``digest`` is the same.
 
     The short side is scaled to ``size``, the centre ``crop`` x ``crop`` is cut out, the first ``frames`` frames are
@@ -46,11 +45,6 @@ class EvalProtocol:
             raise ValueError(f"crop must be between 1 and size = {self.size}, got {self.crop}")
         if self.frames < 1:
             raise ValueError(f"frames must be at least 1, got {self.frames}")
-
-    @property
-    def digest(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
