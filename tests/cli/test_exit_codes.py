@@ -284,6 +284,8 @@ def check(*arguments):
     except KeyboardInterrupt:
         raise RecursionError("what the import of torch makes of it") from None
 
+# A shell that starts the tests in the background has interrupts ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 common.check_output = check
 sys.exit(app.run(["info", "--json", "numbers.json"]))
 """
