@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
+import pyratok
 from pyratok.data.manifests import gather, kind_of, read_manifest, report_broken
 
 
@@ -69,7 +74,7 @@ class TestFolders:
 
     def test_a_foreign_table_is_passed_over_with_a_warning(self, folder: Path) -> None:
         (folder / "measurements.csv").write_text("time,value\n1,2\n")
-        with pytest.warns(UserWarning, match=r"passed over: .*measurements.csv: row 1 has no 'path'"):
+        with pytest.warns(UserWarning, match=r"passed over: 1 of 1 rows of .*measurements.csv cannot be used"):
             assert len(gather([folder]).videos) == 2
 
     def test_hidden_files_are_left_alone(self, folder: Path) -> None:
@@ -116,13 +121,39 @@ class TestManifests:
 
     @pytest.mark.parametrize(
         "row",
-        ["{", "[1]", '"walk.mp4"', "{}", '{"path": 3}', '{"path": ""}', '{"path": "x.mp4", "caption": 5}', "null"],
+        ["{", "[1]", '"walk.mp4"', "{}", '{"path": 3}', '{"path": ""}', "null"]
+        + [f'{{"path": "x.mp4", "caption": {value}}}' for value in ("5", "0", "false", '["a", "b"]', '"\\ud800"')],
     )
-    def test_broken_rows_are_named(self, folder: Path, row: str) -> None:
+    def test_broken_rows_are_left_out_and_named(self, folder: Path, row: str) -> None:
         path = folder / "a.jsonl"
-        path.write_text('{"path": "walk.mp4"}\n' + row + "\n")
-        with pytest.raises(ValueError, match=r"a.jsonl: row 2 has no 'path' and 'caption' but"):
+        good = '{"path": "walk.mp4", "caption": "a man walks"}\n'
+        path.write_text(good + row + "\n")
+        with pytest.warns(UserWarning, match=r"1 of 2 rows of .*a.jsonl cannot be used:\n .*, row 2: no 'path' and"):
+            assert [e.caption for e in gather([path]).videos] == ["a man walks"]
+        path.write_text(f"{good}{row}\n{row}\n")
+        with pytest.raises(ValueError, match=r"2 of 3 rows of .*a.jsonl cannot be used"):
             gather([path])
+
+    @pytest.mark.parametrize("caption", ['""', '"  \\t "', "null"])
+    def test_an_empty_caption_is_none(self, folder: Path, caption: str) -> None:
+        (folder / "a.jsonl").write_text(f'{{"path": "walk.mp4", "caption": {caption}}}\n')
+        assert [e.caption for e in gather([folder / "a.jsonl"]).videos] == [""]
+
+    def test_a_second_row_of_a_file_does_not_take_its_caption_away(self, folder: Path) -> None:
+        rows = [{"path": "walk.mp4", "caption": "a man walks"}, {"path": "walk.mp4"}, {"path": "gone.mp4"}]
+        with pytest.warns(UserWarning, match="1 of 2 files named in"):
+            media = gather([manifest(folder / "a.jsonl", rows)])
+        assert [e.caption for e in media.videos] == ["a man walks"]
+
+    def test_paths_that_lead_to_no_file(self, folder: Path) -> None:
+        names = ["deep", "gone.mp4", "a\0b.mp4", "n" * 300 + ".mp4", "walk.mp4/x.mp4", str(folder / "loop.mp4")]
+        (folder / "loop.mp4").symlink_to(folder / "loop.mp4")
+        good = [str(folder / name) for name in ("walk.mp4", "deep/run.MKV", "deep/tree.jpg", "cat.png")]
+        more = [str(video(folder / f"{number}.mp4")) for number in range(2)]
+        with pytest.warns(UserWarning, match="6 of 12 files named in") as seen:
+            media = gather([manifest(folder / "a.jsonl", [{"path": name} for name in [*names, *good, *more]])])
+        assert len(media.videos) == 4
+        assert "deep: is a folder" in str(seen[0].message)
 
     @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"path,caption\n\x00,\xff"])
     @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
@@ -137,6 +168,70 @@ class TestManifests:
             assert len(gather([path]).videos) == 1
         with pytest.raises(ValueError, match="2 of 3 files named in"):
             gather([manifest(folder / "a.jsonl", [{"path": name} for name in ("walk.mp4", "x.mp4", "y.mp4")])])
+
+
+class TestBroken:
+    def test_images_that_are_none_are_left_out_and_reported(self, folder: Path) -> None:
+        (folder / "empty.jpg").touch()
+        (folder / "text.png").write_text("no picture")
+        (folder / "folder.png").mkdir()
+        (folder / "lost.webp").symlink_to(folder / "nowhere.webp")
+        with pytest.warns(UserWarning, match="left out: 3 of 7 files found cannot be used") as seen:
+            media = gather([folder])
+        assert (len(media.videos), len(media.photos), len(media.sprites)) == (2, 1, 1)
+        message = str(seen[0].message)
+        assert "empty.jpg: the file is empty" in message
+        assert "text.png: neither a video nor an image" in message
+        assert "lost.webp: no such file" in message
+
+    def test_links_to_nothing_count_among_the_videos(self, folder: Path) -> None:
+        (folder / "lost.mp4").symlink_to(folder / "nowhere.mp4")
+        assert folder / "lost.mp4" in [e.path for e in gather([folder]).videos]
+
+    def test_links_in_a_circle_end(self, folder: Path) -> None:
+        (folder / "deep" / "again").symlink_to(folder)
+        assert len(gather([folder]).videos) == 2
+
+    def test_what_may_not_be_read(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As for a user without the rights: an image, a side-car, a manifest, a folder."""
+        (folder / "walk.txt").write_text("a man walks")
+        manifest(folder / "a.jsonl", [{"path": "walk.mp4", "caption": "walks"}])
+        closed = {folder / "cat.png", folder / "walk.txt", folder / "a.jsonl"}
+        usual, scan = Path.open, os.scandir
+
+        def guarded(path: Path, *arguments: Any, **options: Any) -> Any:
+            if path in closed:
+                raise PermissionError(13, "Permission denied", str(path))
+            return usual(path, *arguments, **options)
+
+        def guarded_scan(path: Any) -> Any:
+            if Path(path) == folder / "deep":
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr(Path, "open", guarded)
+        monkeypatch.setattr(os, "scandir", guarded_scan)
+        video(folder / "more.mp4")
+        with pytest.warns(UserWarning, match="passed over|left out") as seen:
+            media = gather([folder])
+        assert [e.path.name for e in media.videos] == ["more.mp4", "walk.mp4"]
+        assert media.videos[1].caption == ""
+        told = "\n".join(str(warning.message) for warning in seen)
+        for name in ("deep", "cat.png", "walk.txt", "a.jsonl"):
+            assert name in told
+
+    def test_a_side_car_may_begin_with_a_byte_order_mark(self, folder: Path) -> None:
+        (folder / "walk.txt").write_text("\ufeffa man walks", encoding="utf-8")
+        assert gather([folder]).videos[1].caption == "a man walks"
+
+    def test_what_was_left_out_is_listed_at_the_end(self, folder: Path) -> None:
+        rows = manifest(folder / "a.jsonl", [{"path": "walk.mp4"}, {"path": "gone.mp4"}])
+        lines = [f"gather([{str(rows)!r}])"] * 2 + ["print('trained', file=sys.stderr)"]
+        code = "; ".join(["import sys", "from pyratok.data.manifests import gather", *lines])
+        environment = os.environ | {"PYTHONPATH": str(Path(pyratok.__file__).parents[1])}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+        *_, last = done.stderr.partition("trained\n")
+        assert last == f"pyratok: left out in all, 1:\n  {folder / 'gone.mp4'}: no such file or directory\n"
 
 
 class TestReport:
@@ -193,7 +288,8 @@ class TestKinds:
         (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
         assert kind_of(tmp_path / "a.png") == "sprites"
 
-    @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", bytes(range(100, 111))])
-    def test_a_short_file_is_no_crash(self, tmp_path: Path, content: bytes) -> None:
+    @pytest.mark.parametrize("content", [b"", b"\x89PNG", bytes(range(100, 111))])
+    def test_what_is_no_image_is_an_error(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.png").write_bytes(content)
-        assert kind_of(tmp_path / "a.png") == "photos"
+        with pytest.raises(ValueError, match=r"the file is empty|neither a video nor an image"):
+            kind_of(tmp_path / "a.png")

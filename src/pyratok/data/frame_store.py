@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from pyratok.data.manifests import why_absent
 from pyratok.data.opencv import opencv
 from pyratok.data.video_io import VideoError, iter_frames
 from pyratok.files import replacing
@@ -36,11 +37,12 @@ class FrameStore:
 
     def path_of(self, video: Path) -> Path:
         """Where the frames of ``video`` are kept; changes when the file does."""
-        if not video.is_file():
-            raise VideoError(f"{video}: no such file")
+        if cause := why_absent(video):
+            raise VideoError(f"{video}: {cause}")
         stat = video.stat()
         key = f"{video.resolve()}:{stat.st_size}:{stat.st_mtime_ns}:{self.max_side}"
-        return self.cache / f"{video.stem}-{hashlib.sha1(key.encode()).hexdigest()[:12]}.npy"
+        # A name may be as long as names can be, and need not be text.
+        return self.cache / f"{video.stem[:40]}-{hashlib.sha1(os.fsencode(key)).hexdigest()[:12]}.npy"
 
     def frames(self, video: Path) -> np.ndarray:
         """Read-only uint8 ``[T, H, W, 3]``, T >= 1. Raises VideoError where the video cannot be read to its end."""

@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -190,15 +190,19 @@ def textured_corner(image: np.ndarray, side: int, rng: np.random.Generator, trie
     return top, left
 
 
-def draw(items: Sequence[ItemT], read: Callable[[ItemT], ImageT], rng: np.random.Generator, tries: int = 8) -> ImageT:
-    """A random image; one that cannot be read is passed over with a warning, too many in a row are a ValueError."""
-    for _ in range(tries):
-        item = items[int(rng.integers(len(items)))]
+def draw(items: Sequence[ItemT], read: Callable[[ItemT], ImageT], rng: np.random.Generator) -> ImageT:
+    """A random image; one that cannot be read is passed over with a warning, ValueError where none can be."""
+
+    def places() -> Iterator[int]:
+        yield int(rng.integers(len(items)))
+        yield from map(int, rng.permutation(len(items)))
+
+    for place in places():
         try:
-            return read(item)
+            return read(items[place])
         except ValueError as error:
             warnings.warn(f"passed over: {error}", stacklevel=2)
-    raise ValueError(f"{tries} images in a row cannot be read, the last of them {item}")
+    raise ValueError(f"none of {len(items)} images can be read, the last of them {items[place]}")
 
 
 def shrink(image: np.ndarray, scale: float) -> np.ndarray:
@@ -219,10 +223,7 @@ def photo_pyramid(path: Path) -> tuple[np.ndarray, ...]:
     """A photograph as RGB uint8 at scales 1, 1/2, 1/4, ... down to 64 pixels; scale 1 is ``MAX_PHOTO_SIDE`` at most."""
     cv2 = opencv()
 
-    photo = cv2.imread(os.fspath(path), cv2.IMREAD_COLOR)
-    if photo is None:
-        raise ValueError(f"{path}: not a readable image")
-    photo = cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+    photo = cv2.cvtColor(_read_image(path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
     if max(photo.shape) > MAX_PHOTO_SIDE:
         photo = shrink(photo, MAX_PHOTO_SIDE / max(photo.shape))
     levels = [photo]
@@ -234,12 +235,23 @@ def photo_pyramid(path: Path) -> tuple[np.ndarray, ...]:
 @functools.lru_cache(maxsize=4096)
 def read_rgba(path: Path) -> np.ndarray:
     """An image with alpha as premultiplied RGBA uint8."""
+    image = _read_image(path, opencv().IMREAD_UNCHANGED)
+    if image.ndim != 3:
+        raise ValueError(f"{path}: not a colour image")
+    return premultiplied(image)
+
+
+def _read_image(path: Path, mode: int) -> np.ndarray:
+    """As OpenCV reads it; ValueError where it does not."""
     cv2 = opencv()
 
-    image = cv2.imread(os.fspath(path), cv2.IMREAD_UNCHANGED)
-    if image is None or image.ndim != 3:
-        raise ValueError(f"{path}: not a readable colour image")
-    return premultiplied(image)
+    try:
+        image: np.ndarray | None = cv2.imread(os.fspath(path), mode)
+    except cv2.error as error:  # too large
+        raise ValueError(f"{path}: not a readable image ({error.err})") from None
+    if image is None:
+        raise ValueError(f"{path}: not a readable image")
+    return image
 
 
 def premultiplied(image: np.ndarray) -> np.ndarray:

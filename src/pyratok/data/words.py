@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _QUOTES = re.compile(r"[\".]|(?<!\w)'|'(?!\w)")
 # Typographic quotation marks, dashes and the ellipsis, by code point.
 _PLAIN = str.maketrans({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2013: " - ", 0x2014: " - ", 0x2026: "."})
 
-Nouns = dict[str, tuple[Path, ...]]
+Nouns = Mapping[str, tuple[Path, ...]]
 """Every noun with the files that show it."""
 
 
@@ -88,11 +89,16 @@ def split_nouns(entries: Iterable[Entry]) -> tuple[Nouns, Nouns]:
     never on both sides. So is a noun that names an unseen one in passing: with "bear" unseen, a training caption may
     not say "polar bear" either. All files of an unseen noun are unseen.
     """
+    return _split(tuple(entries))
+
+
+@functools.lru_cache(maxsize=2)  # every part of a mix of clips asks for those of the same drawings
+def _split(entries: tuple[Entry, ...]) -> tuple[Nouns, Nouns]:
     nouns = gather_nouns(entries)
     hashed = {noun for noun, shown in nouns.items() if any(is_unseen(entry.caption) for entry in shown)}
     index = NounIndex(hashed)
-    seen: Nouns = {}
-    unseen: Nouns = {}
+    seen: dict[str, tuple[Path, ...]] = {}
+    unseen: dict[str, tuple[Path, ...]] = {}
     for noun, shown in nouns.items():
         (unseen if index.named_in(noun) else seen)[noun] = tuple(entry.path for entry in shown)
     return seen, unseen

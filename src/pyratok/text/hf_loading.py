@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ UNUSED = re.compile(r"(^|\.)(pooler|mask_token)(\.|$)")
 
 def read_config(folder: Path) -> Any:
     """Configuration of the model in ``folder``; ValueError where there is none or transformers does not know it."""
-    _require_transformers()
+    require("transformers")
     import transformers
 
     path = folder / CONFIG
@@ -66,7 +67,12 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_text_model(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, load_in_4bit: bool = False
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    load_in_4bit: bool = False,
+    outline: bool = False,
 ) -> Any:
     """The part of a model that reads text: a decoder or encoder whose ``last_hidden_state`` is ``[B, N, D]``.
 
@@ -76,7 +82,7 @@ def load_text_model(
     config = read_config(folder)
     text = config.get_text_config()
     auto_class = "AutoModelForTextEncoding" if config.is_encoder_decoder else "AutoModel"
-    options: dict[str, Any] = {"device": device, "dtype": dtype, "load_in_4bit": load_in_4bit}
+    options: dict[str, Any] = {"device": device, "dtype": dtype, "load_in_4bit": load_in_4bit, "outline": outline}
     if text is not config:
         if (quantization := getattr(config, "quantization_config", None)) is not None:
             text.quantization_config = quantization
@@ -103,18 +109,21 @@ def load_frozen(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     load_in_4bit: bool = False,
+    outline: bool = False,
     **options: Any,
 ) -> Any:
     """The model that ``config`` describes, with the weights of ``folder``: frozen, in evaluation mode, on ``device``.
 
     ``dtype`` None is what the configuration, or else the file, says. ``load_in_4bit`` quantizes linear layers while
     loading (bitsandbytes, NF4); a checkpoint that is quantized already, such as AWQ, says so in its ``config.json``
-    and needs no option.
+    and needs no option. ``outline`` builds the model, unquantized, and reads no weights: to count with.
 
     Raises ValueError naming folder and fix for weights that are missing, pickled, damaged or of another model;
     ImportError naming the package that a quantized model needs.
     """
     _require_safetensors(folder)
+    if outline:
+        return _outline(folder, config, auto_class, dtype)
     if load_in_4bit:
         if getattr(config, "quantization_config", None) is not None:
             raise ValueError(f"{folder}: the weights are quantized already; load them without load_in_4bit")
@@ -148,6 +157,18 @@ def load_frozen(
         )
     model.eval().requires_grad_(False)
     return model if "device_map" in options else model.to(device)
+
+
+def _outline(folder: Path, config: Any, auto_class: str, dtype: torch.dtype | None) -> Any:
+    import transformers
+
+    try:
+        with quiet():
+            chosen = dtype or getattr(config, "torch_dtype", None) or torch.float32
+            model = getattr(transformers, auto_class).from_config(config, torch_dtype=chosen)
+    except Exception as error:
+        raise ValueError(f"{folder}: no model can be made of its {CONFIG} ({error})") from error
+    return model.eval().requires_grad_(False)
 
 
 def four_bit_config() -> Any:
@@ -193,6 +214,10 @@ def _require_safetensors(folder: Path) -> None:
     raise ValueError(f"{folder}: no weights; put model.safetensors beside its {CONFIG}")
 
 
-def _require_transformers() -> None:
-    if find_spec("transformers") is None:
-        raise ImportError("text needs the package transformers, which is not installed: pip install pyratok[text]")
+def require(package: str) -> ModuleSpec:
+    """Where an optional package is installed, without importing it; ImportError naming the extra where it is not."""
+    spec = find_spec(package)
+    if spec is None:
+        name = package.replace("_", "-")
+        raise ImportError(f"text needs the package {name}, which is not installed: pip install pyratok[text]")
+    return spec
