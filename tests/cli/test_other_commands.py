@@ -144,7 +144,7 @@ def test_settings_are_json_where_they_can_be() -> None:
 def test_settings_reach_into_one_stage_or_all() -> None:
     settings = {"train.steps": 3, "train.losses": to_dict(LossWeights()), "alignment.train.steps": 5}
     plan = build_plan("nano", settings)
-    assert [stage.train.steps for stage in plan.stages] == [3, 5, 3]
+    assert [stage.train.steps for stage in plan.stages] == [3, 5, 3, 3]
     assert all(stage.train.losses == LossWeights() for stage in plan.stages)
     assert [stage.name for stage in build_plan("nano", {}, ["finetuning"]).stages] == ["finetuning"]
 

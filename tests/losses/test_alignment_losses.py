@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def halves() -> Tensor:
     return masks
 
 
-def ground(tokens: Tensor, names: Tensor, mask: Tensor | None = None, **options: float) -> Tensor:
+def ground(tokens: Tensor, names: Tensor, mask: Tensor | None = None, **options: Any) -> Tensor:
     valid = torch.ones(B, M, dtype=torch.bool) if mask is None else mask.unsqueeze(1).expand(-1, M)
     return grounding(tokens, halves(), names, valid, **options)
 
@@ -213,6 +214,18 @@ def test_masks_weigh_tokens_and_empty_ones_are_left_out() -> None:
     (gradient,) = torch.autograd.grad(grounding(tokens, masks, names, valid), tokens)
     assert gradient[..., 1:, :].eq(0).all()
     assert gradient[..., 0, :].ne(0).any()
+
+
+def test_more_names_to_tell_from_count_as_those_of_the_batch_do() -> None:
+    tokens, names, others = torch.randn(B, *GRID, D), unit(B, M, D), unit(5, D)
+    alone = ground(tokens, names)
+    told = ground(tokens, names, others=others)
+    assert told > alone
+    # A name that the batch has already, or that is given twice, is no stronger for it.
+    repeated = torch.cat([others, others[:2], names[0]])
+    torch.testing.assert_close(ground(tokens, names, others=repeated), told)
+    # They are there where no object is, and change nothing then.
+    assert ground(tokens, names, torch.zeros(B, dtype=torch.bool), others=others) == 0
 
 
 def test_background_is_pushed_only_on_request() -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyratok.losses import charbonnier_loss, l1_loss, ssim_loss
-from pyratok.metrics import ssim
+from pyratok.losses import charbonnier_loss, l1_loss, log_mse_loss, ssim_loss
+from pyratok.metrics import psnr, ssim
 
 LOSSES = (l1_loss, charbonnier_loss, ssim_loss)
 
@@ -30,7 +30,17 @@ def test_equal_videos_cost_nothing(loss) -> None:
     assert loss(target, target).item() == pytest.approx(0, abs=2e-3 if loss is charbonnier_loss else 1e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+def test_log_mse_is_what_a_mean_psnr_asks_for() -> None:
+    reconstruction, target = videos(3, 3, 2, 8, 8)
+    reconstruction[0] = target[0] + 0.1 * (reconstruction[0] - target[0])
+    decibels = [float(psnr(a[None], b[None], mode="video")) for a, b in zip(reconstruction, target, strict=True)]
+    # Peak to peak is 2: 20 log10(2) - 10 log10(mse).
+    wanted = 20 * math.log10(2) - 10 / math.log(10) * log_mse_loss(reconstruction, target).item()
+    assert sum(decibels) / 3 == pytest.approx(wanted, abs=1e-4)
+    assert log_mse_loss(target, target).item() == pytest.approx(math.log(1e-6))
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, log_mse_loss])
 def test_closer_is_cheaper(loss) -> None:
     reconstruction, target = videos(2, 3, 2, 24, 24)
     costs = [loss(target + strength * (reconstruction - target), target).item() for strength in (0.1, 0.3, 1.0)]

@@ -27,11 +27,12 @@ EVERY_TERM = LossWeights(
     text_words=0.1,
     contrastive=0.1,
     grounding=0.1,
+    naming=0.1,
     autoregressive=0.01,
     drift=0.1,
     retention=0.1,
 )
-ALIGNMENT = ("text_tokens", "text_words", "contrastive", "grounding")
+ALIGNMENT = ("text_tokens", "text_words", "contrastive", "grounding", "naming")
 LM = TokenLMConfig(num_levels=LAPQ.num_levels, text_dim=LAPQ.text_dim, hidden_size=16, num_layers=1, num_heads=2)
 
 
@@ -101,6 +102,19 @@ def test_alignment_looks_only_at_tokens_that_know_no_caption(captions: tuple[str
     clips = replace(clips, nouns=tuple(("", "", "") for _ in captions)) if not captions[0] else clips
     losses = step(objective(caption_dropout=0.0), clips)
     assert all(losses.terms[name].item() == 0.0 for name in ALIGNMENT)
+
+
+def test_names_are_told_from_a_share_of_all_names() -> None:
+    only = LossWeights(l1=0, ssim=0, commitment=0, batch_entropy=0, grounding=1.0, naming=1.0)
+    nouns = [f"thing {number}" for number in range(9)]
+    alone, told = objective(only), objective(only, vocabulary=5)
+    told.learn_names(nouns)
+    alone.learn_names(nouns)  # asked for none
+    _, choices = told.prepare(batch())
+    assert choices["vocabulary"].shape == (5, LAPQ.text_dim)
+    assert not torch.equal(choices["vocabulary"], told.prepare(batch())[1]["vocabulary"])
+    before, after = step(alone, batch()).terms, step(told, batch()).terms
+    assert all(bool(after[name] > before[name]) for name in ("grounding", "naming"))
 
 
 def test_alignment_teaches_the_quantizer() -> None:

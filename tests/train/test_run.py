@@ -144,6 +144,30 @@ def test_parts_that_learn(tmp_path: Path, decoder: str, encoder: str) -> None:
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in taps)
 
 
+def test_a_frozen_quantizer_keeps_its_words(tmp_path: Path) -> None:
+    PyraTok(CONFIG).save_pretrained(tmp_path / "start")
+    recipe = replace(TOKENIZER_STAGE, encoder="frozen", quantizer="frozen")
+    model = build_objective(recipe, tmp_path / "start").model
+    learning = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert learning == {"decoder", "post_quant_conv"}
+
+
+def test_other_grids_keep_what_fits_them(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = PyraTok(CONFIG)
+    start.save_pretrained(tmp_path / "start")
+    strides = ((2, 16, 16), *CONFIG.lapq.strides[1:])
+    recipe = replace(TOKENIZER_STAGE, model=replace(CONFIG, lapq=replace(CONFIG.lapq, strides=strides)))
+    torch.manual_seed(1)
+    own = build_objective(recipe, tmp_path / "start").model.lapq.state_dict()  # type: ignore[operator,union-attr]
+    before = start.lapq.state_dict()
+    anew = {name for name, value in own.items() if name not in before or not before[name].equal(value)}
+    assert anew
+    assert all("levels.0.lateral" in name or "levels.1.resample" in name for name in anew)
+
+
 def test_choices_are_checked() -> None:
+    with pytest.raises(ValueError, match="quantizer must be 'frozen' or 'full', got 'half'"):
+        replace(VAE_STAGE, quantizer="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decoder 'partly' is not one of"):
         replace(VAE_STAGE, decoder="partly")  # type: ignore[arg-type]

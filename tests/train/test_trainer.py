@@ -23,7 +23,7 @@ import tiny_training
 from pyratok.data.datasets import to_signed
 from pyratok.train import checkpoint
 from pyratok.train.checkpoint import latest_checkpoint
-from pyratok.train.objectives import Named, TokenizerObjective
+from pyratok.train.objectives import LossWeights, Named, TokenizerObjective
 from pyratok.train.trainer import NonFiniteLossError, StopRequest, TrainConfig, moving_average, train
 from subprocesses import SOURCE, run_python
 from tiny_training import OPTIM, STEPS, clips, settings, tiny_objective
@@ -112,6 +112,12 @@ class TestStopRequest:
         with pytest.raises(KeyboardInterrupt):
             stop.handle(signal.SIGTERM, None)
 
+    def test_launchers_repeat_themselves(self) -> None:
+        stop = StopRequest(patient=True)
+        stop.handle(signal.SIGTERM, None)
+        stop.handle(signal.SIGTERM, None)
+        assert stop.requested
+
     def test_handlers_are_given_back(self, tmp_path: Path) -> None:
         before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
         seen: list[Any] = []
@@ -157,6 +163,27 @@ def test_nan_stops_and_keeps_the_batch(tmp_path: Path) -> None:
     assert torch.equal(batch, to_signed(torch.stack([dataset[4], dataset[5]])))
     assert newest(tmp_path).name == "step-00000002"
     assert all(bool(value.isfinite().all()) for value in tensors(newest(tmp_path)).values())
+
+
+class TestAccumulation:
+    """Terms that are means over clips, in one pass and in several."""
+
+    def losses(self, out: Path, accumulate: int) -> list[dict[str, Any]]:
+        plain = tiny_objective()
+        config = settings(steps=3, batch_size=4, accumulate=accumulate, optim=replace(OPTIM, lr=1e-3))
+        train(TokenizerObjective(plain.model, LossWeights(batch_entropy=0)), clips(12), config, out)
+        return [{k: v for k, v in record.items() if "bit" not in k} for record in records(out)]
+
+    def test_does_not_change_what_is_learned(self, tmp_path: Path) -> None:
+        whole = self.losses(tmp_path / "1", 1)
+        for accumulate in (2, 4):
+            found = self.losses(tmp_path / str(accumulate), accumulate)
+            for ours, theirs in zip(found, whole, strict=True):
+                assert ours == pytest.approx(theirs, abs=1e-4), accumulate
+
+    def test_micro_batches_are_equal(self) -> None:
+        with pytest.raises(ValueError, match="3 micro-batches do not divide a batch of 8 clips evenly"):
+            TrainConfig(steps=1, batch_size=8, accumulate=3)
 
 
 class TestRuns:
@@ -229,7 +256,7 @@ class TestRuns:
         model = load_file(newest(tmp_path) / "model.safetensors")
         assert any(not torch.equal(value, model[name]) for name, value in saved.items())
 
-    @pytest.mark.parametrize("name", ["steps", "batch_size", "frames", "size", "log_every"])
+    @pytest.mark.parametrize("name", ["steps", "batch_size", "accumulate", "frames", "size", "log_every"])
     def test_settings_are_checked(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
             TrainConfig(**{"steps": 1} | {name: 0})  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import TaskID
 
-from pyratok.cli.common import Output, progress_bar
+from pyratok.cli.common import JsonOption, Output, progress_bar
+from pyratok.report.units import human_bytes
 
 if TYPE_CHECKING:
     from pyratok.train.stages import Plan
@@ -19,11 +21,13 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a recipe, such as nano-vae or nano.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints, logs and the model.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder for checkpoints, logs and the model.")
+    ] = None,
     data: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option("--data", metavar="DIR_OR_MANIFEST", help="What to train on; may be given several times."),
-    ],
+    ] = None,
     init: Annotated[
         Path | None, typer.Option("--init", metavar="MODEL", help="Start from the weights of this model directory.")
     ] = None,
@@ -36,9 +40,20 @@ def train(
         typer.Option("--set", metavar="[STAGE.]a.b=c", help="Change a field of one stage, or of all of them."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained and the memory it takes; train nothing.")
+    ] = False,
+    json_target: JsonOption = None,
 ) -> None:
     """Train a model by a recipe, or go on with it; Ctrl-C saves and stops, --resume goes on."""
     overrides = parse_settings(settings or [])
+    if json_target is not None and not dry_run:
+        raise ValueError("--json goes with --dry-run; a run writes its numbers to log.jsonl")
+    if dry_run:
+        show_outline(build_plan(recipe, overrides, stages), Output(json_target, out, init, *(data or [])))
+        return
+    if out is None or not data:
+        raise ValueError(f"{'--data' if out else '--out'} is missing; only --dry-run does without")
 
     from pyratok.train.stages import run_plan
 
@@ -55,6 +70,34 @@ def train(
 
         model = run_plan(plan, data, out, init=init, resume=resume, on_stage=begin, on_log=show)
     Output(None).facts({"model": model})
+
+
+def show_outline(plan: Plan, output: Output) -> None:
+    """What every stage of a plan would do, on its models alone: no media are read, nothing is written but the JSON."""
+    from pyratok.train.dryrun import outline_plan
+
+    outlines = outline_plan(plan)
+    for stage in outlines:
+        memory, shapes = stage.memory, stage.shapes
+        facts = {
+            "steps": f"{stage.steps:,} of {stage.batch_size} clips",
+            "clips": shapes[0] if len(shapes) == 1 else f"{len(shapes)} buckets, {shapes[0]} to {shapes[-1]}",
+            "terms": ", ".join(f"{name} {weight:g}" for name, weight in stage.terms.items()),
+        }
+        output.facts(facts, title=f"{plan.name}: {stage.name}")
+        parts = dict.fromkeys([*stage.trainable, *stage.frozen])
+        rows = [(part, f"{stage.trainable.get(part, 0):,}", f"{stage.frozen.get(part, 0):,}") for part in parts]
+        rows.append(("all", f"{sum(stage.trainable.values()):,}", f"{sum(stage.frozen.values()):,}"))
+        output.table(("parameters", "trainable", "frozen"), rows, last_is_total=True)
+        kinds = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+        kinds |= {"moving average": memory.average}
+        kinds |= {f"activations, {stage.batch_size} x {shape}": size for shape, size in memory.activations.items()}
+        sizes = [(name, human_bytes(size)) for name, size in kinds.items()]
+        output.table(
+            ("memory", "expected"), [*sizes, ("all, largest batch", human_bytes(memory.total))], last_is_total=True
+        )
+    stages = [asdict(stage) | {"memory_total": stage.memory.total} for stage in outlines]
+    output.finish({"recipe": plan.name, "stages": stages})
 
 
 def build_plan(name: str, overrides: Mapping[str, Any], stages: Sequence[str] | None = None) -> Plan:

@@ -132,6 +132,11 @@ class CaptionedMix(Dataset[CaptionedItem]):
             masks=pool_masks(torch.from_numpy(masks), self.stride),
         )
 
+    @property
+    def nouns(self) -> tuple[str, ...]:
+        """All names of objects that clips may show."""
+        return tuple(sorted({noun for source in self.sources for noun in getattr(source, "nouns", ())}))
+
     def collate(self, items: Sequence[CaptionedItem]) -> CaptionedBatch:
         return collate(items)
 

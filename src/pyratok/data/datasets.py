@@ -69,10 +69,15 @@ def to_signed(clips: Tensor) -> Tensor:
     return clips.float().div_(127.5).sub_(1.0)
 
 
-def batches(dataset: ClipDataset, batch_size: int, start: int = 0, workers: int = 1) -> Iterator[Any]:
-    """Collated batches from batch number ``start`` on; the same however often one stops and starts again."""
-    indices = range(start * batch_size, len(dataset) // batch_size * batch_size)
-    groups = [list(indices[i : i + batch_size]) for i in range(0, len(indices), batch_size)]
+def batches(
+    dataset: ClipDataset, batch_size: int, start: int = 0, workers: int = 1, *, rank: int = 0, world: int = 1
+) -> Iterator[Any]:
+    """Collated batches from batch number ``start`` on; the same however often one stops and starts again.
+
+    ``world`` processes take turns: the batches that ``rank`` counts are every ``world``-th of the dataset's.
+    """
+    numbers = range(start * world + rank, len(dataset) // batch_size, world)
+    groups = [list(range(number * batch_size, (number + 1) * batch_size)) for number in numbers]
     loader: DataLoader[Any] = DataLoader(
         cast(Dataset[Any], dataset),
         batch_sampler=groups,

@@ -117,6 +117,7 @@ def grounding(
     valid: Tensor,
     temperature: float = 0.07,
     background: float | None = None,
+    others: Tensor | None = None,
 ) -> Tensor:
     """Tokens in an object's mask are to point to its name among all names of the batch; scalar float32, nats.
 
@@ -128,7 +129,7 @@ def grounding(
 
     where n runs over the different names of all ranks: a name that occurs often is no stronger negative, and another
     object of the same name none at all. Mean over tokens weighted by the mask, then over the valid objects whose mask
-    is not empty.
+    is not empty. ``others`` ``[V, D]`` are more names to tell from, the same on every rank: a batch alone holds few.
 
     Tokens outside the masks are left alone, unless ``background`` is given: the cosine, say 0.2, of "none of these",
     which then is one more name in the sum. The tokens outside all valid masks of a clip are one more object of that
@@ -149,6 +150,9 @@ def grounding(
     with torch.autocast(tokens.device.type, enabled=False):
         token, name = _unit(tokens).flatten(1, 3), _unit(names.detach())
         all_names, known = (gather_across_ranks(x).flatten(0, 1) for x in (name, valid))
+        if others is not None:
+            all_names = torch.cat([all_names, _unit(others.detach())])
+            known = torch.cat([known, known.new_ones(len(others))])
         copies = (_same(all_names, all_names) & known).sum(1)
         # A share of 1/n for each of n copies, as a logarithm.
         scores = token @ all_names.T / temperature - copies.clamp_min(1).log()

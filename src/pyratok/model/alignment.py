@@ -12,14 +12,16 @@ must reach the quantizer, so the likelihood is a function of the *signs* of a wo
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from pyratok.quantization.bits import signs_to_ids
 from pyratok.text.hf_loading import load_text_model
@@ -126,14 +128,21 @@ class TokenLM(nn.Module):
     Captions may be padded on either side: padding moves behind the last token, where causal attention leaves it
     without effect. A clip without a caption starts at ``<SOI>``.
 
-    ``backbone``: any causal transformers model that takes ``inputs_embeds``; by default what ``config`` asks for.
+    ``backbone``: any causal transformers model that takes ``inputs_embeds``; by default what ``config`` asks for. One
+    that is frozen throughout is looked at, not owned: it is no part of parameters and state, and copies share it.
     Raises ValueError for one that sees the future, and as :func:`pyratok.text.hf_loading.load_text_model` does.
     """
+
+    backbone: Any
 
     def __init__(self, config: TokenLMConfig, backbone: Any = None) -> None:
         super().__init__()
         self.config = config
-        self.backbone = backbone if backbone is not None else build_backbone(config)
+        backbone = backbone if backbone is not None else build_backbone(config)
+        if any(weight.requires_grad for weight in backbone.parameters()):
+            self.backbone = backbone
+        else:
+            vars(self)["backbone"] = backbone
         # Tokens here are no text: a table of word pieces would only take memory, and never get a gradient.
         self.backbone.set_input_embeddings(nn.Identity())
         width: int = self.backbone.config.hidden_size
@@ -144,7 +153,22 @@ class TokenLM(nn.Module):
         self.here = nn.Linear(6 * OCTAVES + config.num_levels, width)
         self.ahead = nn.Linear(6 * OCTAVES + config.num_levels, width)
         self.head = WordHead(width, config.num_bits, config.table_bits, config.head == "chunks" and config.chained)
-        require_causal(self.backbone, width)
+        if not isinstance(self.start.data, FakeTensor):  # shapes without values cannot be looked at
+            require_causal(self.backbone, width)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TokenLM:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        if "backbone" not in self._modules:
+            memo[id(self.backbone)] = self.backbone
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TokenLM:
+        """Moves what is not owned along with the rest."""
+        if "backbone" not in self._modules:
+            self.backbone._apply(fn)
+        return super()._apply(fn, recurse)
 
     def forward(
         self,

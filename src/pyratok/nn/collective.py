@@ -10,6 +10,8 @@ so rank r has to hand ``sum_s g_s`` back to ``x_r`` for the average to come out 
 again a sum over ranks. Mean and gather are made of it. (Dropping the other ranks' part, as a plain ``all_reduce`` on
 detached values does, leaves 1/R of the gradient.)
 
+A compiled step breaks its graph here, since the compiler does not know backward passes that communicate.
+
 Every rank must make the same calls in the same order, forward and backward, or all wait for ever: losses keep their
 graph also where a rank has nothing to contribute. Without a process group, or with one rank, these are the identity.
 """
@@ -21,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 
 def mean_across_ranks(x: Tensor) -> Tensor:
@@ -29,7 +32,7 @@ def mean_across_ranks(x: Tensor) -> Tensor:
     Averaging the ranks' gradients gives the gradient of the whole batch, as derived above.
     """
     _, world = _rank_and_world()
-    return x if world == 1 else _SumOverRanks.apply(x) / world
+    return x if world == 1 else _sum_over_ranks(x) / world
 
 
 def gather_across_ranks(x: Tensor) -> Tensor:
@@ -43,8 +46,14 @@ def gather_across_ranks(x: Tensor) -> Tensor:
     if x.dtype == torch.bool:
         return gather_across_ranks(x.to(torch.uint8)).bool()
     empty = torch.zeros_like(x)
-    slots: Tensor = _SumOverRanks.apply(torch.stack([x if slot == rank else empty for slot in range(world)]))
-    return slots.flatten(0, 1)
+    return _sum_over_ranks(torch.stack([x if slot == rank else empty for slot in range(world)])).flatten(0, 1)
+
+
+# What torch.compiler.disable is, without importing the compiler along with this module.
+@_disable_dynamo
+def _sum_over_ranks(x: Tensor) -> Tensor:
+    total: Tensor = _SumOverRanks.apply(x)
+    return total
 
 
 class _SumOverRanks(torch.autograd.Function):

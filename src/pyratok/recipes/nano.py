@@ -47,7 +47,8 @@ def nano_vae() -> Plan:
 
 
 def nano() -> Plan:
-    """The three stages of the method on top of ``nano-vae``: pretraining, alignment with text, fine-tuning.
+    """The three stages of the method on top of ``nano-vae``: pretraining, alignment with text, fine-tuning; and a
+    fourth in which the text head and the language model learn to read the finished tokens.
 
     LaPQ on the frozen VAE, LoRA in the encoder, the decoder trained throughout. Source: PyraTok (arXiv 2601.16210),
     App. D, with weights chosen for a model of this size (docs/training.md says how).
@@ -90,4 +91,31 @@ def nano() -> Plan:
         language=replace(alignment.language, masking=MaskingConfig()),
         train=replace(alignment.train, steps=3_000, batch_size=4, frames=33, losses=tuned),
     )
-    return Plan(name="nano", stages=(pretraining, alignment, finetuning))
+    # Tokens as they will ship: what reads them can see many more clips once nothing has to be decoded.
+    reading = replace(
+        alignment,
+        name="reading",
+        encoder="frozen",
+        quantizer="frozen",
+        decoder="frozen",
+        data=replace(DATA, footage=0.0, photos=0.0),
+        language=LanguageConfig(lm=lm, caption_dropout=1.0, contrast=0.05, vocabulary=512, background=0.25),
+        train=TrainConfig(
+            steps=4_000,
+            batch_size=12,
+            frames=9,
+            size=96,
+            losses=LossWeights(
+                l1=0.0,
+                ssim=0.0,
+                commitment=0.0,
+                batch_entropy=0.0,
+                contrastive=1.0,
+                grounding=1.0,
+                naming=1.0,
+                autoregressive=1.0,
+            ),
+            optim=OptimConfig(lr=1e-3, decay_share=1.0),
+        ),
+    )
+    return Plan(name="nano", stages=(pretraining, alignment, finetuning, reading))

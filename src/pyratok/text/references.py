@@ -69,10 +69,7 @@ class DinoReference:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        folder = resolve_folder(folder_or_id)
-        config = read_config(folder)
-        if config.model_type not in FAMILIES:
-            raise ValueError(f"{folder / CONFIG}: expected one of {', '.join(FAMILIES)}, got {config.model_type!r}")
+        folder, config = reference_config(folder_or_id)
         if max_side is not None and max_side < config.patch_size:
             raise ValueError(f"max_side must be at least the patch of {config.patch_size} pixels, got {max_side}")
         self._mean, self._std = _normalisation(folder)
@@ -94,7 +91,7 @@ class DinoReference:
         if video.ndim != 5 or video.shape[1] != 3 or not video.is_floating_point():
             raise ValueError(f"expected a video [B, 3, T, H, W] in [-1, 1], got {video.dtype} {list(video.shape)}")
         batch, _, frames, height, width = video.shape
-        rows, columns = self._grid(height, width)
+        rows, columns = self.grid(height, width)
         images = video.transpose(1, 2).flatten(0, 1).float()
         with torch.autocast(video.device.type, enabled=False):
             if (height, width) != (rows * self.patch, columns * self.patch):
@@ -107,12 +104,26 @@ class DinoReference:
         pooled = output.pooler_output.float().unflatten(0, (batch, frames))
         return FrameFeatures(patches=patches, pooled=pooled, grid=(rows, columns))
 
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
+    def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches per column and row of a frame."""
-        scale = 1.0 if self.max_side is None else min(1.0, self.max_side / max(height, width))
-        limit = max(height, width) if self.max_side is None else self.max_side // self.patch
-        rows, columns = (max(1, round(side * scale / self.patch)) for side in (height, width))
-        return min(rows, limit), min(columns, limit)
+        return patch_grid(height, width, self.patch, self.max_side)
+
+
+def patch_grid(height: int, width: int, patch: int, max_side: int | None) -> tuple[int, int]:
+    """Patches per column and row of a frame that is resized as :class:`DinoReference` does."""
+    scale = 1.0 if max_side is None else min(1.0, max_side / max(height, width))
+    limit = max(height, width) if max_side is None else max_side // patch
+    rows, columns = (max(1, round(side * scale / patch)) for side in (height, width))
+    return min(rows, limit), min(columns, limit)
+
+
+def reference_config(folder_or_id: str | os.PathLike[str]) -> tuple[Path, Any]:
+    """Folder and transformers configuration of a DINO; ValueError for another model."""
+    folder = resolve_folder(folder_or_id)
+    config = read_config(folder)
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{folder / CONFIG}: expected one of {', '.join(FAMILIES)}, got {config.model_type!r}")
+    return folder, config
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -4,7 +4,7 @@
       └───── clips ──► mask ──► encoder ─┴► levels ──► decoder ──► reconstruction terms, against the unmasked clips
                           │               ├► text head ──► alignment terms, on the clips without a caption
                           │               └► language model after the caption ──► autoregressive term
-                          └► frozen encoder ──► drift, retention
+                          └► frozen encoder, or, shown whole frames, an image encoder ──► drift, retention
 
 Tokens that may copy the caption teach the video nothing: whatever ties tokens to text is computed on those clips alone
 whose tokens were made without one (:class:`LanguageConfig`, ``caption_dropout``).
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from pyratok.data.captioned import CaptionedBatch
 from pyratok.data.datasets import to_signed
-from pyratok.data.masking import MaskingConfig, draw_mask
+from pyratok.data.masking import MaskingConfig
 from pyratok.losses.alignment import (
     contrastive_alignment,
     grounding,
@@ -39,8 +39,21 @@ from pyratok.losses.retention import feature_kl, frame_retention
 from pyratok.model.alignment import TokenLM, TokenLMConfig
 from pyratok.model.lapq import LaPQLevel
 from pyratok.model.pyratok import PyraTok
+from pyratok.nn.collective import mean_across_ranks
 from pyratok.text.base import TextEncoder
-from pyratok.train.objectives import LossWeights, Named, Objective, codebook_terms, draw_levels
+from pyratok.text.hf import HFTextEncoder
+from pyratok.text.minilm import MiniLM
+from pyratok.text.references import DinoReference, ReferenceEncoder
+from pyratok.train.objectives import (
+    LossWeights,
+    Named,
+    Objective,
+    Part,
+    codebook_terms,
+    draw_levels,
+    draw_part_of_mask,
+)
+from pyratok.train.teachers import FeatureProjector
 from pyratok.types import LevelOutput, TextEmbedding
 from pyratok.vae.wan import Decoder, WanVAE
 
@@ -52,13 +65,17 @@ class LanguageConfig:
     ``caption_dropout``: share of the clips whose tokens are made without their caption, and which the alignment terms
     are computed on. ``max_text_tokens``: longer captions are cut. ``temperature`` of the distributions of the KL terms,
     ``contrast`` of the contrastive ones. ``words``: how many tokens of a clip stand for its codewords.
-    ``masking`` hides parts of the encoder's input; the target stays whole. ``lm``: the language model.
+    ``vocabulary``: how many names of objects in general, drawn anew at each step, the names of a batch are told from.
+    ``background``: the cosine of "none of these" in grounding. ``masking`` hides parts of the encoder's input; the
+    target stays whole. ``lm``: the language model.
     """
 
     caption_dropout: float = 0.7
     max_text_tokens: int = 32
     temperature: float = 1.0
     contrast: float = 0.07
+    vocabulary: int = 0
+    background: float | None = None
     words: int = 64
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     lm: TokenLMConfig | None = None
@@ -72,15 +89,21 @@ class LanguageConfig:
 
 
 class LanguageParts(nn.Module):
-    """What learns together: the tokenizer, which is what a run is for, and the language model beside it."""
+    """What learns together: the tokenizer, which is what a run is for, and beside it the language model and the way to
+    the features of an image encoder.
+    """
 
-    def __init__(self, tokenizer: PyraTok, lm: TokenLM | None) -> None:
+    def __init__(self, tokenizer: PyraTok, lm: TokenLM | None, projector: FeatureProjector | None = None) -> None:
         super().__init__()
-        self.tokenizer, self.lm = tokenizer, lm
+        self.tokenizer, self.lm, self.projector = tokenizer, lm, projector
 
 
 class LanguageObjective(Objective):
-    """All terms of the method; a weight of 0 leaves its term out and saves its cost."""
+    """All terms of the method; a weight of 0 leaves its term out and saves its cost.
+
+    ``reference``: for drift and retention, the encoder as it was (:func:`frozen_copy`), or an image encoder, for which
+    ``parts`` has a projector.
+    """
 
     model: LanguageParts
 
@@ -90,37 +113,55 @@ class LanguageObjective(Objective):
         weights: LossWeights,
         config: LanguageConfig,
         text_encoder: TextEncoder,
-        reference: WanVAE | None = None,
+        reference: WanVAE | ReferenceEncoder | None = None,
         perceptual: PerceptualLoss | None = None,
     ) -> None:
         super().__init__(parts, weights, perceptual)
+        assert isinstance(reference, WanVAE | None) == (parts.projector is None), "an image encoder needs a projector"
         self.config = config
         self.reference = reference
         # Not modules: neither is to be trained, averaged or saved.
         self.texts = CaptionTable(text_encoder, config.max_text_tokens)
+        self.vocabulary: Tensor | None = None
         # Windows of another place each step, and someone else's model: nothing a compiler would gain by.
         self.predict = torch.compiler.disable(self._prediction)
 
-    def prepare(self, batch: CaptionedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def learn_names(self, nouns: Sequence[str]) -> None:
+        """Names of objects in general, for ``config.vocabulary``; without any, a batch has its own alone."""
+        self.vocabulary = self.texts.names(nouns) if nouns and self.config.vocabulary else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageObjective:
+        """Takes the frozen models beside, which are no modules, along to another device."""
+        super()._apply(fn, recurse)
+        device = next(self.model.parameters()).device
+        for beside in (self.texts.encoder, self.reference):
+            if isinstance(beside, (MiniLM, HFTextEncoder, DinoReference)):
+                beside.to(device)
+        return self
+
+    def prepare(self, batch: CaptionedBatch, part: Part | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         clips, size = to_signed(batch.videos), len(batch.captions)
-        mask = draw_mask(self.config.masking, tuple(clips.shape), torch.default_generator)
+        part = part or Part.whole(size)
+        mask = draw_part_of_mask(self.config.masking, clips, part)
         captioned = torch.tensor([bool(caption.strip()) for caption in batch.captions])
         text = self.texts.captions(batch.captions)
         names = [noun for nouns in batch.nouns for noun in nouns]
         shape = (size, -1, text.pooled.shape[1])
         choices = {
-            "kept_levels": draw_levels(self.model.tokenizer, size),
+            "kept_levels": part.of(draw_levels(self.model.tokenizer, part.total)),
             "shown": mask.apply(clips).contiguous(memory_format=torch.channels_last_3d),
             "window": torch.rand(()),
             "text_tokens": text.tokens,
-            "text_mask": text.mask & captioned[:, None],
+            "text_mask": text.mask & captioned[:, None].to(text.mask.device),
             "pooled": text.pooled,
             "captioned": captioned,
-            "guided": captioned & (torch.rand(size) >= self.config.caption_dropout),
+            "guided": captioned & (part.of(torch.rand(part.total)) >= self.config.caption_dropout),
             "names": self.texts.names(names).reshape(shape),
             "valid": torch.tensor([bool(name) for name in names]).reshape(size, -1),
             "masks": batch.masks,
         }
+        if self.vocabulary is not None:
+            choices["vocabulary"] = self.vocabulary[torch.randperm(len(self.vocabulary))[: self.config.vocabulary]]
         return mask.target(clips), choices
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
@@ -147,7 +188,7 @@ class LanguageObjective(Objective):
             terms["autoregressive"], told = self.predict(self.model.lm, bits, choices)
             metrics |= told
         if self.reference is not None and (weights.drift or weights.retention):
-            terms |= self._kept(taps, choices["shown"])
+            terms |= self._kept(taps, choices["shown"], video)
         return terms, metrics
 
     def _hierarchical(self, levels: Sequence[LevelOutput]) -> Tensor:
@@ -179,8 +220,21 @@ class LanguageObjective(Objective):
             ).mean()
         if weights.grounding:
             valid = choices["valid"] & ~choices["guided"][:, None]
-            last = found[-1].movedim(1, -1)
-            terms["grounding"] = grounding(last, choices["masks"], choices["names"], valid, config.contrast)
+            terms["grounding"] = grounding(
+                found[-1].movedim(1, -1),
+                choices["masks"],
+                choices["names"],
+                valid,
+                config.contrast,
+                config.background,
+                choices.get("vocabulary"),
+            )
+        if weights.naming:
+            valid = choices["valid"] & ~choices["guided"][:, None]
+            # A clip as one token that every object fills.
+            clips, whole = [f.mean(dim=(2, 3, 4), keepdim=True) for f in found], valid[..., None, None, None].float()
+            told = choices["names"], valid, config.contrast, None, choices.get("vocabulary")
+            terms["naming"] = torch.stack([grounding(clip.movedim(1, -1), whole, *told) for clip in clips]).mean()
         return terms
 
     def _words(self, bits: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,18 +253,32 @@ class LanguageObjective(Objective):
         text = TextEmbedding(tokens=choices["text_tokens"], mask=choices["text_mask"], pooled=choices["pooled"])
         output = lm(bits, text, window=float(choices["window"]))
         blind = (~choices["guided"]).float()
-        means = torch.stack([nll.mean(1) for nll in output.token_nll]) @ blind / blind.sum().clamp_min(1)
+        # This rank's part of the mean over the clips of all ranks; their mean count may be less than 1.
+        count = mean_across_ranks(blind.sum()).clamp_min(1e-6)
+        means = (torch.stack([nll.mean(1) for nll in output.token_nll]) * blind).sum(1) / count
         lengths = means.new_tensor([nll.shape[1] for nll in output.token_nll])
         bits_per_token = means.detach() / math.log(2)
         told = {f"lm_bits_{level}": value for level, value in enumerate(bits_per_token, start=1)}
         return (means * lengths).sum() / lengths.sum(), told
 
-    def _kept(self, taps: Sequence[Tensor], shown: Tensor) -> Named:
-        """How far the adapted encoder has moved from the frozen one: per position deep down, per frame at the top."""
-        assert self.reference is not None
+    def _kept(self, taps: Sequence[Tensor], shown: Tensor, video: Tensor) -> Named:
+        """How far the adapted encoder is from the frozen one: per position deep down, per frame at the top.
+
+        An image encoder looks at whole frames: what it sees in masked ones says nothing of the video.
+        """
+        terms: Named = {}
+        if not isinstance(self.reference, WanVAE):
+            assert self.reference is not None
+            assert self.model.projector is not None
+            with torch.no_grad():
+                seen = self.reference.encode_frames(video[:, :, :: self.model.tokenizer.config.vae.latent_stride[0]])
+            if self.weights.drift:
+                terms["drift"] = self.model.projector.drift(taps[-1], seen)
+            if self.weights.retention:
+                terms["retention"] = self.model.projector.retention(taps[-1], seen)
+            return terms
         with torch.no_grad():
             before = self.reference.encode_taps(shown)
-        terms: Named = {}
         if self.weights.drift:
             terms["drift"] = feature_kl(taps[-1], before[-1])
         if self.weights.retention:
@@ -239,6 +307,21 @@ class CaptionTable:
         if new := sorted(set(names) - self.known.keys()):
             self.known |= dict(zip(new, self.encoder.encode(new).pooled, strict=True))
         return torch.stack([self.known[name] for name in names])
+
+
+class NoText:
+    """Stands in for a text encoder where nothing depends on captions: every text is empty."""
+
+    name = "none"
+    max_tokens = 1
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def encode(self, texts: Sequence[str]) -> TextEmbedding:
+        shape = len(texts), self.max_tokens
+        tokens, mask = torch.zeros(*shape, self.dim), torch.zeros(shape, dtype=torch.bool)
+        return TextEmbedding(tokens=tokens, mask=mask, pooled=tokens[:, 0])
 
 
 def frozen_copy(vae: WanVAE) -> WanVAE:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyratok.data.datasets import to_signed
+from pyratok.data.masking import InputMask, MaskingConfig, draw_mask
 from pyratok.losses.perceptual import PerceptualLoss
-from pyratok.losses.reconstruction import l1_loss, ssim_loss
+from pyratok.losses.reconstruction import l1_loss, log_mse_loss, ssim_loss
 from pyratok.model.pyratok import PyraTok
+from pyratok.nn.collective import mean_across_ranks
 from pyratok.quantization.entropy import batch_entropy, sample_entropy
 from pyratok.quantization.lfq import commitment_loss
 from pyratok.types import LevelOutput, LossTerms
@@ -30,11 +32,13 @@ class LossWeights:
     """Weight of each term; 0 switches it off.
 
     The codebook terms apply wherever there are tokens, those from ``hierarchical`` on in stages with language
-    (:mod:`pyratok.train.language`). ``contrastive`` and ``grounding`` are ours, the others the paper's.
+    (:mod:`pyratok.train.language`). ``log_mse``, ``contrastive``, ``grounding`` and ``naming`` are
+    ours, the others the paper's.
     """
 
     l1: float = 1.0
     mse: float = 0.0
+    log_mse: float = 0.0
     ssim: float = 0.2
     perceptual: float = 0.0
     latent: float = 1e-4
@@ -46,6 +50,7 @@ class LossWeights:
     text_words: float = 0.0
     contrastive: float = 0.0
     grounding: float = 0.0
+    naming: float = 0.0
     autoregressive: float = 0.0
     drift: float = 0.0
     retention: float = 0.0
@@ -53,12 +58,34 @@ class LossWeights:
     @property
     def reconstructs(self) -> bool:
         """Is there any term that needs the decoder?"""
-        return any((self.l1, self.mse, self.ssim, self.perceptual))
+        return any((self.l1, self.mse, self.log_mse, self.ssim, self.perceptual))
 
     @property
     def aligns(self) -> bool:
         """Is there any term that needs the text head?"""
-        return any((self.text_tokens, self.text_words, self.contrastive, self.grounding))
+        return any((self.text_tokens, self.text_words, self.contrastive, self.grounding, self.naming))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Which clips of a step a batch holds: ``size`` of ``total``, from number ``first`` on.
+
+    Random choices are drawn for every clip of the step and then cut, so that they do not depend on how a step is
+    divided among processes and micro-batches.
+    """
+
+    first: int
+    size: int
+    total: int
+
+    @classmethod
+    def whole(cls, total: int) -> Part:
+        return cls(first=0, size=total, total=total)
+
+    def of(self, drawn: Tensor) -> Tensor:
+        """This part of what was drawn for all clips, ``[total, ...]`` to ``[size, ...]``."""
+        assert len(drawn) == self.total
+        return drawn[self.first : self.first + self.size]
 
 
 class Objective(nn.Module):
@@ -74,10 +101,11 @@ class Objective(nn.Module):
             raise ValueError("a perceptual weight needs a perceptual loss; pip install pyratok[train] or set it to 0")
         self.model, self.weights, self.perceptual = model, weights, perceptual
 
-    def prepare(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """A batch of the dataset as clips in [-1, 1] and the choices of this step, for :meth:`terms`.
+    def prepare(self, batch: Any, part: Part | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """A batch of the dataset as clips in [-1, 1] and the choices of this step, for :meth:`terms`; on the CPU.
 
-        Random ones come from torch's generator, which the trainer seeds for every step.
+        Random ones come from torch's generator, which the trainer seeds for every step, and are drawn for the whole
+        step, of which the batch is ``part`` (by default all). All tensors begin with the batch axis, or are scalars.
         """
         return to_signed(batch), {}
 
@@ -96,6 +124,8 @@ class Objective(nn.Module):
         terms = {"l1": l1_loss(reconstruction, video)}
         if self.weights.mse:
             terms["mse"] = square.mean()
+        if self.weights.log_mse:
+            terms["log_mse"] = log_mse_loss(reconstruction, video)
         if self.weights.ssim:
             terms["ssim"] = ssim_loss(reconstruction, video)
         if self.perceptual is not None and self.weights.perceptual:
@@ -127,8 +157,9 @@ class TokenizerObjective(Objective):
 
     model: PyraTok
 
-    def prepare(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        return to_signed(batch), {"kept_levels": draw_levels(self.model, len(batch))}
+    def prepare(self, batch: Any, part: Part | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        part = part or Part.whole(len(batch))
+        return to_signed(batch), {"kept_levels": part.of(draw_levels(self.model, part.total))}
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         kept = choices["kept_levels"]
@@ -139,7 +170,10 @@ class TokenizerObjective(Objective):
 
 
 def codebook_terms(levels: Sequence[LevelOutput], weights: LossWeights) -> tuple[Named, Named]:
-    """The terms of eq. 2 that look at one level alone, means over levels, and the codebook's health per level."""
+    """The terms of eq. 2 that look at one level alone, means over levels, and the codebook's health per level.
+
+    Health is that of the batch of all ranks: a part of it looks worse than the whole.
+    """
     terms: Named = {}
     metrics: Named = {}
     if weights.commitment:
@@ -150,7 +184,7 @@ def codebook_terms(levels: Sequence[LevelOutput], weights: LossWeights) -> tuple
         terms["batch_entropy"] = -torch.stack([batch_entropy(o.presign, across_ranks=True) for o in levels]).mean()
     with torch.no_grad():
         for number, level in enumerate(levels, start=1):
-            mean = (level.bits.mean(dim=(0, 2, 3, 4)) + 1) / 2
+            mean = (mean_across_ranks(level.bits.mean(dim=(0, 2, 3, 4))) + 1) / 2
             metrics[f"bit_entropy_{number}"] = binary_entropy(mean).mean()
             metrics[f"uneven_bits_{number}"] = ((mean - 0.5).abs() > 0.4).float().mean()
     return terms, metrics
@@ -161,6 +195,12 @@ def draw_levels(model: PyraTok, batch_size: int) -> Tensor:
     kept = torch.randint(1, model.num_levels + 1, (batch_size,))
     dropped = torch.rand(batch_size) < model.config.lapq.level_dropout
     return torch.where(dropped, kept, model.num_levels)
+
+
+def draw_part_of_mask(config: MaskingConfig, clips: Tensor, part: Part) -> InputMask:
+    """The masks of ``clips`` ``[B, C, T, H, W]``, which are ``part`` of a step, cut from those of the whole step."""
+    drawn = draw_mask(config, (part.total, *clips.shape[1:]), torch.default_generator)
+    return replace(drawn, order=part.of(drawn.order), keep=part.of(drawn.keep))
 
 
 def binary_entropy(p: Tensor) -> Tensor:

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pyratok.model.pretrained import CONFIG
+from pyratok.train.assembly import resolve
 from pyratok.train.checkpoint import checkpoint_to_resume, latest_checkpoint
-from pyratok.train.run import Recipe, run
+from pyratok.train.ranks import join_ranks
+from pyratok.train.run import LM, Recipe, run
+from pyratok.vae.hub import replacing_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,8 @@ def run_plan(
 ) -> Path:
     """Train every stage; returns the folder of the trained model, ``out/model``.
 
+    The language model of the last stage, where it has one, is copied to ``out/lm``.
+
     ``resume``: finished stages are left as they are, an unfinished one goes on from its last checkpoint. A stage that
     was asked to stop (SIGTERM, SIGINT) ends the run; its folder then holds the weights so far.
     """
@@ -54,7 +59,8 @@ def run_plan(
     if not resume and any(latest_checkpoint(folder / "checkpoints") for folder in folders):
         raise ValueError(f"{out} already holds checkpoints; pass --resume to go on, or choose another folder")
     model = init
-    for number, (recipe, folder) in enumerate(zip(plan.stages, folders, strict=True)):
+    recipes = [resolve(recipe) for recipe in plan.stages]  # a wrong folder is found before the first stage, not after
+    for number, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
         finished = folder / "model"
         if resume and (finished / CONFIG).is_file() and _steps_done(folder) >= recipe.train.steps:
             checkpoint_to_resume(folder, resume, recipe.origin(model))
@@ -66,10 +72,15 @@ def run_plan(
         if _steps_done(folder) < recipe.train.steps:
             return model
     assert model is not None
-    final = out / "model"
-    shutil.rmtree(final, ignore_errors=True)
-    shutil.copytree(model, final)
-    return final
+    ranks = join_ranks()
+    with ranks.first_alone():
+        if ranks.first:
+            for name in ("model", LM):
+                if (model.parent / name).is_dir():
+                    shutil.rmtree(out / name, ignore_errors=True)
+                    with replacing_folder(out / name) as unfinished:
+                        shutil.copytree(model.parent / name, unfinished, dirs_exist_ok=True)
+    return out / "model"
 
 
 def _tell(on_log: Callable[[dict[str, Any]], None], stage: str, record: dict[str, Any]) -> None:

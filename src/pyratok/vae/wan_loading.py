@@ -44,18 +44,26 @@ def vae_config_from_diffusers(values: dict[str, Any]) -> WanVAEConfig:
     return from_dict(WanVAEConfig, fields)
 
 
-def load_wan_vae(source: str | os.PathLike[str]) -> WanVAE:
-    """A Wan VAE from a diffusers folder, its ``vae`` subfolder, or a hub id ``owner/name`` (downloads only then).
-
-    Raises ValueError naming the folder and what is wrong with it.
-    """
+def read_wan_config(source: str | os.PathLike[str]) -> tuple[Path, WanVAEConfig]:
+    """Folder and configuration of the VAE that :func:`load_wan_vae` would load, with the same errors."""
     folder = resolve_folder(source, HUB_FILES)
     if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
         folder = folder / "vae"
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder}: no config.json there, so this is not a diffusers VAE")
     try:
-        config = vae_config_from_diffusers(read_json(folder / "config.json"))
+        return folder, vae_config_from_diffusers(read_json(folder / "config.json"))
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+def load_wan_vae(source: str | os.PathLike[str]) -> WanVAE:
+    """A Wan VAE from a diffusers folder, its ``vae`` subfolder, or a hub id ``owner/name`` (downloads only then).
+
+    Raises ValueError naming the folder and what is wrong with it.
+    """
+    folder, config = read_wan_config(source)
+    try:
         with torch.device("meta"):
             vae = WanVAE(config)
         load_weights(vae, read_diffusers_weights(folder))
