@@ -21,7 +21,7 @@ import typer
 from typer.main import get_command
 
 import pyratok
-from pyratok.cli import demo, doctor, evaluate, info, tokens, train
+from pyratok.cli import ablate, demo, doctor, evaluate, info, tokens, train
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
@@ -46,6 +46,7 @@ app.command()(tokens.reconstruct)
 app.command()(info.info)
 app.add_typer(evaluate.app, name="evaluate")
 app.command()(train.train)
+app.command()(ablate.ablate)
 app.command()(doctor.doctor)
 
 

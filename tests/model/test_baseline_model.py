@@ -1,0 +1,76 @@
+"""Baseline tokenizers are tokenizers: ids and back, one rate whatever the kind, language on top."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+
+from pyratok.config import TextHeadConfig
+from pyratok.model.baseline import BaselineConfig, BaselineTokenizer
+from pyratok.quantization.baselines import Kind, QuantizerConfig
+from tiny import LAPQ, VAE, StubText, random_video
+
+STAGED = ("rvq", "rvq-lfq", "unitok")
+
+
+def tiny_baseline(kind: Kind) -> BaselineTokenizer:
+    """Four words of five bits per cell, from four codebooks or from one."""
+    torch.manual_seed(0)
+    stages, tokens = (4, 1) if kind in STAGED else (1, 4)
+    quantizer = QuantizerConfig(kind=kind, dim=16 // tokens, bits=5 * stages, stages=stages)
+    head = TextHeadConfig(width=16, num_blocks=1, kernel=3)
+    config = BaselineConfig(
+        vae=VAE, quantizer=quantizer, tokens_per_cell=tokens, text_head=head, text_dim=LAPQ.text_dim
+    )
+    model = BaselineTokenizer(config).eval()
+    model.text_encoder = StubText()
+    return model
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_every_kind_is_a_tokenizer(kind: Kind) -> None:
+    model, video = tiny_baseline(kind), random_video(batch=2, height=30)
+    tokens = model.encode(video)
+    assert [tuple(ids.shape) for ids in tokens.levels] == [(2, 2, 4, 4)] * 4
+    assert tokens.bits_per_pixel == 4 * 5 * 2 * 16 / (5 * 30 * 32)
+    back = model.decode(tokens)
+    assert back.shape == video.shape
+    space = model.text_space(tokens)
+    assert space.shape == (2, 2, 4, 4, LAPQ.text_dim)
+    assert torch.allclose(space.norm(dim=-1), torch.ones(()), atol=1e-5)
+    # Ids alone say what was quantized: nothing else reaches the decoder.
+    with torch.no_grad():
+        padded = torch.nn.functional.pad(video, (0, 0, 0, 2, 0, 0), mode="replicate")
+        found = model.quantize(model.vae.encode_taps(padded)[-1])
+        direct = model.vae.decode(model.out(model.features(found.features)))
+    assert torch.allclose(back.plain(), direct[..., :30, :].clamp(-1, 1), atol=1e-5)
+
+
+def test_a_part_of_a_cell_is_refused() -> None:
+    model = tiny_baseline("vq")
+    tokens = model.encode(random_video())
+    with pytest.raises(ValueError, match="reads all of its 4 words of a cell, got 2"):
+        model.decode(tokens, levels=2)
+
+
+def test_no_caption_changes_a_word() -> None:
+    model = tiny_baseline("rvq")
+    assert model.encode(random_video(), "a dog") == model.encode(random_video())
+
+
+def test_gradients_reach_the_projection() -> None:
+    for kind in get_args(Kind):
+        model = tiny_baseline(kind).train()
+        found = model.quantize(model.vae.encode_taps(random_video())[-1])
+        model.features(found.features).square().mean().backward()
+        assert model.project.weight.grad is not None
+        assert float(model.project.weight.grad.abs().sum()) > 0, kind
+
+
+def test_words_are_whole_bits() -> None:
+    config = tiny_baseline("vq").config
+    with pytest.raises(ValueError, match="a power of two, got 1000"):
+        replace(config, quantizer=QuantizerConfig(kind="vq", dim=4, codebook_size=1000))

@@ -1,0 +1,121 @@
+"""A whole ablation with tiny models: trained, measured, stopped, gone on with, and never done twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pyratok.data.manifests import Entry
+from pyratok.eval.ablation import MEASURES, AblationRecord
+from pyratok.model.pretrained import from_pretrained
+from pyratok.recipes import compare
+from pyratok.recipes.ablations import ABLATIONS
+from pyratok.recipes.compare import hold_out, run_ablation
+from tiny import StubText
+from tiny_ablation import PROTOCOL, tiny_base, tiny_media, tiny_perceptual, tiny_start
+
+QUANTIZERS = ABLATIONS["quantizers"]
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_media(tmp_path_factory.mktemp("media") / "all")
+
+
+@pytest.fixture(scope="module")
+def init(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_start(tmp_path_factory.mktemp("init") / "model")
+
+
+def run(media: Path, init: Path, out: Path, steps: int = 2, **options: Any) -> AblationRecord:
+    return run_ablation(
+        QUANTIZERS,
+        tiny_base(steps),
+        [media],
+        out,
+        init=init,
+        text_encoder=StubText(),
+        perceptual=tiny_perceptual(),
+        **{"protocol": PROTOCOL, "seeds": 1, "only": ("full", "rvq"), **options},
+    )
+
+
+def test_results_are_kept_and_unfinished_runs_go_on(
+    media: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def stop(record: dict[str, Any]) -> None:
+        if len(begun) == 2 and record["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    records: list[AblationRecord] = []
+    stopped = run(
+        media, init, tmp_path, on_log=stop, on_variant=lambda name, seed: begun.append(name), on_record=records.append
+    )
+    assert begun == ["full", "rvq"]
+    assert [row.variant for row in stopped.rows if row.runs] == ["full"]
+    assert len(records) == 2  # the empty table, and the one with the first result
+
+    log: list[int] = []
+    whole = run(media, init, tmp_path, on_log=lambda record: log.append(record["step"]))
+    assert log == [2]
+    rows = {row.variant: row for row in whole.rows}
+    assert set(rows) == set(QUANTIZERS.variants)
+    for name in ("full", "rvq"):
+        (found,) = rows[name].runs
+        assert set(found.values) == set(MEASURES)
+        assert (found.steps, found.seed) == (2, 0)
+    assert {verdict.measure for verdict in rows["rvq"].verdicts} == {"psnr", "ssim", "perceptual"}
+    assert rows["vq"].runs == rows["vq"].verdicts == ()
+    assert abs(whole.rate_gaps["rvq"]) < 0.05
+    assert from_pretrained(tmp_path / "full" / "seed-0" / "model").model_id.name == "tiny"
+    assert not list(tmp_path.glob("*/*/checkpoints"))
+    assert whole.clips == stopped.clips
+    assert len(whole.clips) == 1
+
+    def refuse(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(compare, "train", refuse)
+    assert run(media, init, tmp_path).rows == whole.rows
+    with pytest.raises(ValueError, match=r"result\.json was made with recipe\.train\.steps = 2, not 3"):
+        run(media, init, tmp_path, steps=3)
+    other = replace(PROTOCOL, language=replace(PROTOCOL.language, clips=3))
+    with pytest.raises(ValueError, match=r"protocol\.language\.clips = 2, not 3"):
+        run(media, init, tmp_path, protocol=other)
+
+
+def test_held_out_clips_are_not_trained_on(media: Path, init: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"protocol": PROTOCOL, "text_encoder": StubText(), "perceptual": tiny_perceptual()}
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "clip1.mp4").write_bytes((media / "clip1.mp4").read_bytes())
+    for val in (None, tmp_path / "val"):
+        bench = compare.prepare(tiny_base(), [media], tmp_path, tmp_path, init=init, val=val, **options)
+        (clip,) = bench.clips
+        assert clip.stem in bench.exclude
+        assert clip.stem in compare.seeded(bench, tiny_base(), 0).data.exclude
+        assert clip.stem not in {entry.path.stem for entry in bench.media.videos}
+
+
+def test_holding_out_goes_by_names() -> None:
+    videos = [Entry(path=Path(f"{index}.mp4")) for index in range(30)]
+    held = hold_out(videos)
+    assert len(held) == 3
+    assert hold_out(videos[::-1]) == held
+    with pytest.raises(ValueError, match=r"1 videos are too few to hold some out; give clips to score with --val"):
+        hold_out(videos[:1])
+
+
+def test_too_few_nouns_are_refused_before_anything_is_trained(media: Path, init: Path, tmp_path: Path) -> None:
+    protocol = replace(PROTOCOL, language=replace(PROTOCOL.language, ways=20))
+    with pytest.raises(ValueError, match="a choice of 20 nouns needs more than"):
+        compare.prepare(
+            tiny_base(), [media], tmp_path, tmp_path, init=init, val=None, protocol=protocol,
+            text_encoder=StubText(), perceptual=tiny_perceptual(),
+        )  # fmt: skip
