@@ -15,6 +15,7 @@ from pyratok.cli.common import JsonOption, ModelOption, Output, ShownStopwatch
 if TYPE_CHECKING:
     from pyratok.eval.codebook_usage import UsageRecord
     from pyratok.eval.language import LanguageRecord
+    from pyratok.eval.predictability import PredictabilityRecord
     from pyratok.eval.reconstruction import ClipScore, PrefixScore, ReconstructionRecord
 
 app = typer.Typer(help="Measure a model by a fixed protocol.", no_args_is_help=True)
@@ -128,6 +129,51 @@ def language(
     out.table(*language_table(record))
     out.console.print(f"[dim]{record.model}, protocol {protocol.digest}[/]")
     out.finish(record.to_dict())
+
+
+@app.command("predictability")
+def predictability(
+    lm: Annotated[Path, typer.Option("--lm", metavar="DIR", help="Language model over tokens, as training saves it.")],
+    data: Annotated[
+        list[Path],
+        typer.Option("--data", metavar="DIR_OR_MANIFEST", help="Captioned sprites and photographs to render clips of."),
+    ],
+    clips: Annotated[int, typer.Option("--clips", min=1, metavar="N", help="Clips to predict.")] = 200,
+    nouns: Annotated[str, typer.Option("--nouns", help="Show seen or unseen nouns.")] = "seen",
+    model: ModelOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Bits per token that a language model needs after the right, a wrong and no caption, level by level."""
+    from pyratok.data.manifests import gather
+    from pyratok.data.synthetic import CaptionedScenes, SceneConfig
+    from pyratok.eval.predictability import PredictabilityProtocol, evaluate_predictability
+    from pyratok.model.token_lm_files import load_token_lm
+
+    out, watch = Output(json_file, model, lm, *data), ShownStopwatch()
+    media = gather(data)
+    source = CaptionedScenes(media.sprites, media.photos, None, SceneConfig(nouns=nouns))
+    with watch.step("loading the models"):
+        tokenizer = common.load_model(model)
+        predictor = load_token_lm(lm, tokenizer.model_id)
+    protocol = PredictabilityProtocol(clips=clips, counted_clips=max(clips, PredictabilityProtocol().counted_clips))
+    with common.progress_bar(watch.console, counted=False) as bar:
+        task = bar.add_task("clips", total=1.0)
+        record = evaluate_predictability(
+            tokenizer, predictor, source, protocol, nouns, lambda share: bar.update(task, completed=share)
+        )
+    out.table(*predictability_table(record))
+    out.console.print(f"[dim]{record.model}, {record.nouns} nouns, protocol {protocol.digest}[/]")
+    out.finish(record.to_dict())
+
+
+def predictability_table(record: PredictabilityRecord) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: bits per token of every level, under each condition and without a model."""
+    conditions = list(record.levels[0].predicted)
+    rows = []
+    for level in record.levels:
+        numbers = [*(level.predicted[name] for name in conditions), level.unigram, level.independent]
+        rows.append([str(level.level), *(f"{number:.3f}" for number in numbers)])
+    return ["level", *conditions, "words counted", "bits counted"], rows
 
 
 def language_table(record: LanguageRecord) -> tuple[list[str], list[list[str]]]:

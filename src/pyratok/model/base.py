@@ -98,7 +98,7 @@ class VideoTokenizer(nn.Module):
         )
         parameter = next(self.parameters())
         padded = pad_video(video.to(parameter.device, torch.float32), geometry).to(parameter.dtype)
-        signs = self.signs(padded, self._embed_captions(caption, video.shape[0]))
+        signs = self.signs(padded, self.embed_captions(caption, video.shape[0]))
         return TokenPyramid(tuple(signs_to_ids(s) for s in signs), geometry, self.model_id, self.num_bits)
 
     @torch.no_grad()
@@ -170,7 +170,8 @@ class VideoTokenizer(nn.Module):
         parameter = next(self.parameters())
         return [ids_to_signs(ids.to(parameter.device), self.num_bits, dtype=parameter.dtype) for ids in tokens.levels]
 
-    def _embed_captions(self, caption: str | Sequence[str] | None, batch: int) -> TextEmbedding | None:
+    def embed_captions(self, caption: str | Sequence[str] | None, batch: int) -> TextEmbedding | None:
+        """What :meth:`encode` conditions on: a caption per clip, or one for all ``batch`` clips; None for none."""
         if caption is None:
             return None
         captions = [caption] * batch if isinstance(caption, str) else list(caption)

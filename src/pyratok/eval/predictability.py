@@ -1,0 +1,152 @@
+"""How well a language model predicts tokens: bits per token after the right caption, a wrong one, and none.
+
+Tokens are made without a caption, so that whatever a caption helps with is in the video. Beside the model stands what
+needs no model: the entropy of the words of a level as they come, and that of their bits taken one by one.
+
+Source: autoregressive alignment, PyraTok (arXiv 2601.16210), sec. 3.2.2; the measure is ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import pyratok
+from pyratok.data.synthetic import CaptionedScenes
+from pyratok.eval.base import HashedProtocol
+from pyratok.eval.language import to_video
+from pyratok.quantization.bits import ids_to_signs
+from pyratok.types import ModelId, TextEmbedding
+
+if TYPE_CHECKING:
+    from pyratok.model.alignment import TokenLM
+    from pyratok.model.base import VideoTokenizer
+
+CONDITIONS = ("right caption", "shuffled captions", "no caption")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictabilityProtocol(HashedProtocol):
+    """``clips`` of ``frames x size x size`` are predicted, from ``windows`` places each where a level has more tokens
+    than the model reads at once; the entropy of words is counted over ``counted_clips``."""
+
+    benchmark: str = "predictability"
+    clips: int = 200
+    counted_clips: int = 1000
+    windows: int = 3
+    frames: int = 17
+    size: int = 64
+    batch_size: int = 8
+    seed: int = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelBits:
+    """Bits per token of one level. ``predicted``: by the model, one number per condition. ``unigram``: entropy of the
+    words, each counted by itself (with the correction of Miller and Madow for words not met). ``independent``: the sum
+    of the entropies of the single bits."""
+
+    level: int
+    predicted: dict[str, float]
+    unigram: float
+    independent: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictabilityRecord:
+    protocol: PredictabilityProtocol
+    model: ModelId
+    nouns: str
+    levels: tuple[LevelBits, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "protocol": asdict(self.protocol) | {"digest": self.protocol.digest},
+            "model": asdict(self.model),
+            "versions": {"pyratok": pyratok.__version__, "torch": torch.__version__},
+            "nouns": self.nouns,
+            "levels": [asdict(level) for level in self.levels],
+        }
+
+
+@torch.inference_mode()
+def evaluate_predictability(
+    tokenizer: VideoTokenizer,
+    lm: TokenLM,
+    source: CaptionedScenes,
+    protocol: PredictabilityProtocol,
+    nouns: str = "seen",
+    on_share: Callable[[float], None] = lambda share: None,
+) -> PredictabilityRecord:
+    """Rendered clips that no training has shown: the generator starts from the protocol's seed.
+
+    ``nouns`` is written into the record. ``lm`` must have learned the tokens of ``tokenizer``, whose text encoder
+    embeds the captions.
+    """
+    rng = np.random.default_rng((protocol.seed, 5))
+    total = max(protocol.clips, protocol.counted_clips)
+    levels = tokenizer.num_levels
+    words: list[list[Tensor]] = [[] for _ in range(levels)]
+    spent = {name: torch.zeros(levels, dtype=torch.float64) for name in CONDITIONS}
+    for start in range(0, total, protocol.batch_size):
+        count = min(protocol.batch_size, total - start)
+        clips = [source.sample_captioned(rng, protocol.frames, protocol.size) for _ in range(count)]
+        tokens = tokenizer.encode(to_video(clips))
+        for kept, ids in zip(words, tokens.levels, strict=True):
+            kept.append(ids.flatten())
+        predicted = min(count, protocol.clips - start)
+        if predicted > 0:
+            captions = [clip.caption for clip in clips[:predicted]]
+            signs = [ids_to_signs(ids[:predicted], tokenizer.num_bits) for ids in tokens.levels]
+            for name, text in _conditions(tokenizer, captions).items():
+                spent[name] += _bits(lm, signs, text, protocol.windows) * predicted
+        on_share((start + count) / total)
+    found = []
+    for index in range(levels):
+        ids = torch.cat(words[index])
+        means = {name: float(bits[index] / protocol.clips) for name, bits in spent.items()}
+        found.append(
+            LevelBits(
+                level=index + 1,
+                predicted=means,
+                unigram=word_entropy(ids),
+                independent=bit_entropies(ids, tokenizer.num_bits),
+            )
+        )
+    return PredictabilityRecord(protocol=protocol, model=tokenizer.model_id, nouns=nouns, levels=tuple(found))
+
+
+def word_entropy(ids: Tensor) -> float:
+    """Entropy in bits of the words of integer ``ids``, with the Miller-Madow correction for a finite sample."""
+    counts = torch.bincount(ids.flatten().long())
+    counts = counts[counts > 0].double()
+    share = counts / counts.sum()
+    plugged_in = -(share * share.log2()).sum()
+    return float(plugged_in + (len(counts) - 1) / (2 * math.log(2) * counts.sum()))
+
+
+def bit_entropies(ids: Tensor, num_bits: int) -> float:
+    """Sum over the bits of ``ids`` of the entropy of each, in bits: no less than the entropy of the words."""
+    means = torch.stack([(ids >> bit & 1).double().mean() for bit in range(num_bits)])
+    return float(-(torch.xlogy(means, means) + torch.xlogy(1 - means, 1 - means)).sum() / math.log(2))
+
+
+def _conditions(tokenizer: VideoTokenizer, captions: list[str]) -> dict[str, TextEmbedding | None]:
+    """Captions as they belong, moved on by one clip, and none."""
+    moved = captions[1:] + captions[:1]
+    texts = [tokenizer.embed_captions(text, len(captions)) for text in (captions, moved)]
+    return dict(zip(CONDITIONS, (*texts, None), strict=True))
+
+
+def _bits(lm: TokenLM, signs: list[Tensor], text: TextEmbedding | None, windows: int) -> Tensor:
+    """Mean bits per token of each level, float64 ``[L]``, over windows from the first tokens to the last."""
+    places = np.linspace(0, 1, windows) if windows > 1 else [0.5]
+    outputs = [lm(signs, text, window=float(place)).bits_per_token for place in places]
+    return torch.stack([torch.stack(bits) for bits in outputs]).mean(0).double()
