@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyratok.files import replacing, sync, write_atomically
+from pyratok.files import alone_in, replacing, sync, write_atomically
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -71,3 +71,10 @@ def test_files_and_folders_are_brought_to_the_disk(tmp_path: Path) -> None:
     sync(tmp_path)
     with pytest.raises(FileNotFoundError):
         sync(tmp_path / "y")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    for _ in range(2):  # and the next when it is done
+        with alone_in(tmp_path), pytest.raises(ValueError, match="another run works in"), alone_in(tmp_path):
+            pass

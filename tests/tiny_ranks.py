@@ -97,6 +97,7 @@ def language_objective() -> LanguageObjective:
         text_words=0.1,
         contrastive=0.1,
         grounding=0.1,
+        naming=0.1,
         autoregressive=0.01,
         drift=0.1,
         retention=0.1,
@@ -106,8 +107,10 @@ def language_objective() -> LanguageObjective:
     reference = frozen_copy(model.vae)
     inject(model.vae.encoder, LoRAConfig(rank=2), ("conv_in", "down_blocks", "mid_block"))
     masking = MaskingConfig(temporal=0.3, spatial=0.5, shuffle=0.5, patch=8)
-    language = LanguageConfig(lm=LM, caption_dropout=0.5, masking=masking)
-    return LanguageObjective(LanguageParts(model, TokenLM(LM)), weights, language, StubText(), reference)
+    language = LanguageConfig(lm=LM, caption_dropout=0.5, masking=masking, vocabulary=3, background=0.2)
+    objective = LanguageObjective(LanguageParts(model, TokenLM(LM)), weights, language, StubText(), reference)
+    objective.learn_names(["disc", "star", "square", "moon", "tree"])
+    return objective
 
 
 def train_tokenizer(out: Path, data: MixedClips | None = None, **changes: Any) -> None:

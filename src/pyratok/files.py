@@ -39,6 +39,31 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder that is there, as long as the block lasts; the lock dies with the process.
+
+    Without effect where the system or the file system knows no locks. Raises ValueError where another one is in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another run works in {folder}; wait for its end, or choose another folder") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)  # closing does not, while a loader process holds the file too
+
+
 def sync(path: Path) -> None:
     """Bring the content of a file, or the names in a folder, to the disk."""
     is_folder = path.is_dir()

@@ -116,6 +116,11 @@ def test_evaluate_shows_whole_names_in_a_pipe(clip: Path, pyratok: Command, caps
     assert named.name in capsys.readouterr().out
 
 
+def test_nouns_are_seen_or_unseen(tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pyratok("evaluate", "predictability", "--lm", tmp_path, "--data", tmp_path, "--nouns", "both") == 2
+    assert capsys.readouterr().err == "pyratok: error: --nouns is seen or unseen, got 'both'\n"
+
+
 def test_a_row_of_x265_is_shown_also_where_it_reaches_no_rate() -> None:
     score = PrefixScore(levels=1, bits_per_pixel=0.01, psnr=20.0, ssim=0.5)
     clips = (ClipScore(clip="a.mp4", frames=1, height=8, width=8, prefixes=(score,)),)

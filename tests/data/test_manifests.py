@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import subprocess
-import sys
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -15,8 +13,8 @@ import cv2
 import numpy as np
 import pytest
 
-import pyratok
-from pyratok.data.manifests import gather, kind_of, read_manifest, report_broken
+from pyratok.data.manifests import LeftOutWarning, gather, kind_of, read_manifest, report_broken
+from subprocesses import run_python
 
 
 def photo(path: Path, channels: int = 3) -> Path:
@@ -224,14 +222,23 @@ class TestBroken:
         (folder / "walk.txt").write_text("\ufeffa man walks", encoding="utf-8")
         assert gather([folder]).videos[1].caption == "a man walks"
 
-    def test_what_was_left_out_is_listed_at_the_end(self, folder: Path) -> None:
+    def test_what_was_left_out_is_listed_when_a_command_ends(self, folder: Path) -> None:
         rows = manifest(folder / "a.jsonl", [{"path": "walk.mp4"}, {"path": "gone.mp4"}])
-        lines = [f"gather([{str(rows)!r}])"] * 2 + ["print('trained', file=sys.stderr)"]
-        code = "; ".join(["import sys", "from pyratok.data.manifests import gather", *lines])
-        environment = os.environ | {"PYTHONPATH": str(Path(pyratok.__file__).parents[1])}
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-        *_, last = done.stderr.partition("trained\n")
-        assert last == f"pyratok: left out in all, 1:\n  {folder / 'gone.mp4'}: no such file or directory\n"
+        code = f"""
+import sys
+from pyratok.cli.app import _readable_warnings
+from pyratok.data.manifests import gather
+with _readable_warnings():
+    gather([{str(rows)!r}]), gather([{str(rows)!r}])
+    print("trained", file=sys.stderr)
+gather([{str(rows)!r}])
+"""
+        done = run_python("-c", code)
+        first, _, last = done.stderr.partition("trained\n")
+        assert first.startswith("pyratok: warning: left out: 1 of 2 files named in")
+        listed = f"pyratok: left out in all, 1:\n  {folder / 'gone.mp4'}: no such file or directory\n"
+        assert last.startswith(listed)
+        assert listed not in last.removeprefix(listed)
 
 
 class TestReport:
@@ -239,8 +246,9 @@ class TestReport:
         return {Path(f"{number}.mp4"): "is broken" for number in range(count)}
 
     def test_lists_ten(self) -> None:
-        with pytest.warns(UserWarning, match="left out: 13 of 26 videos cannot be used") as seen:
+        with pytest.warns(LeftOutWarning, match="left out: 13 of 26 videos cannot be used") as seen:
             report_broken("videos", 26, self.causes(13))
+        assert len(seen[0].message.causes) == 13  # type: ignore[union-attr]
         lines = str(seen[0].message).splitlines()
         assert len(lines) == 12
         assert lines[1] == "  0.mp4: is broken"

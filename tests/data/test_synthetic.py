@@ -210,6 +210,12 @@ class TestFootage:
         clip = built.sample_captioned(rng(), 5, SIZE)
         assert clip.video.shape == (5, SIZE, SIZE, 3)
 
+    def test_training_shows_no_unseen_noun(self, tmp_path: Path) -> None:
+        media = self.media(tmp_path)
+        for nouns in ("unseen", (UNSEEN[0],)):
+            with pytest.raises(ValueError, match=f"training is to show no unseen noun.* got .*{UNSEEN[0]}"):
+                captioned_sources(media, FrameStore(tmp_path / "cache"), SceneConfig(nouns=nouns))
+
     def test_what_is_not_there(self, tmp_path: Path) -> None:
         empty = Media(videos=(), photos=(), sprites=())
         assert captioned_sources(empty, FrameStore(tmp_path / "cache"), SceneConfig()) == (None, None)

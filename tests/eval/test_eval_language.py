@@ -17,7 +17,7 @@ from fakes import FakeTokenizer
 from pyratok.data.manifests import Entry
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
 from pyratok.data.words import is_unseen
-from pyratok.eval.language import LanguageProtocol, changed_bits, evaluate_language
+from pyratok.eval.language import LanguageProtocol, changed_bits, evaluate_language, fewest_others
 from pyratok.types import TextEmbedding
 
 NAMES = "disc star cross square ring moon kite bell drum leaf boat lamp shoe cup tent".split()
@@ -25,6 +25,11 @@ COLOURS = {
     name: F.normalize(torch.randn(3, generator=torch.Generator().manual_seed(i)), dim=0) for i, name in enumerate(NAMES)
 }
 PROTOCOL = LanguageProtocol(clips=6, ways=3, frames=5, size=64, batch_size=4)
+
+
+def test_nouns_that_share_a_word_are_no_choice() -> None:
+    assert fewest_others(["polar bear", "brown bear", "brown dog", "cat"]) == 1
+    assert fewest_others(["cat"]) == 0
 
 
 class ColourWords:

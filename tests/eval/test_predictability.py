@@ -17,6 +17,7 @@ from pyratok.eval.predictability import (
     PredictabilityProtocol,
     bit_entropies,
     evaluate_predictability,
+    shuffled,
     word_entropy,
 )
 from pyratok.model.alignment import TokenLM, TokenLMConfig
@@ -39,6 +40,12 @@ def test_bits_one_by_one_cost_no_less_than_words() -> None:
     twice = low | low << 4  # half of the bits repeat the others
     assert bit_entropies(twice, 8) == pytest.approx(8, abs=0.01)
     assert word_entropy(twice) == pytest.approx(4, abs=0.01)
+
+
+def test_a_wrong_caption_is_another_one() -> None:
+    assert shuffled(["a", "a", "b", "a", "c"]) == ["b", "b", "a", "c", "a"]
+    with pytest.raises(ValueError, match="2 clips with one caption leave none to shuffle"):
+        shuffled(["a", "a"])
 
 
 @pytest.fixture

@@ -70,6 +70,15 @@ def test_gradients_reach_the_projection() -> None:
         assert float(model.project.weight.grad.abs().sum()) > 0, kind
 
 
+def test_the_text_head_reads_the_semantic_half_of_a_dual_codebook() -> None:
+    """Without that the two halves, which have equal weight in the distance, would be one plain codebook."""
+    for kind, semantic in (("tokenflow", [True, True, False, False] * 4), ("vq", [True] * 16)):
+        quantized = torch.randn(1, 16, 1, 2, 2, requires_grad=True)
+        tiny_baseline(kind).meaning(quantized).square().sum().backward()
+        assert quantized.grad is not None
+        assert quantized.grad.abs().sum(dim=(0, 2, 3, 4)).bool().tolist() == semantic
+
+
 def test_words_are_whole_bits() -> None:
     config = tiny_baseline("vq").config
     with pytest.raises(ValueError, match="a power of two, got 1000"):

@@ -55,6 +55,22 @@ def test_damaged_files_are_refused(saved: tuple[TokenLM, Path], name: str) -> No
         load_token_lm(saved[1], TOKENIZER)
 
 
+def test_what_a_crash_leaves_while_a_model_is_replaced_is_refused(
+    saved: tuple[TokenLM, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the new weights under the name of the old tokenizer."""
+
+    def crash(path: Path) -> None:
+        if path == saved[1]:
+            raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr("pyratok.vae.hub.sync", crash)
+    with pytest.raises(OSError, match="Input/output"):
+        save_token_lm(TokenLM(CONFIG), saved[1], ModelId(name="other", fingerprint="f" * 16))
+    with pytest.raises(ModelLoadError, match="lm: "):
+        load_token_lm(saved[1], TOKENIZER)
+
+
 def test_a_tokenizer_is_no_language_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"format": "pyratok-model", "version": 1}')
     with pytest.raises(ModelLoadError, match="pyratok-token-lm"):

@@ -11,7 +11,7 @@ import torch
 from pyratok.model.pretrained import from_pretrained
 from pyratok.recipes import ablations
 from pyratok.recipes.ablations import ABLATIONS, Variant, find_ablation, plan, with_changes
-from pyratok.recipes.compare import build, save_start
+from pyratok.recipes.compare import build, num_parameters, save_start
 from pyratok.train.baseline import BaselineObjective
 from tiny import StubText
 from tiny_ablation import tiny_base, tiny_batch, tiny_start
@@ -46,6 +46,17 @@ def test_every_variant_learns(name: str, start: Path) -> None:
 def test_rates_are_equal(name: str) -> None:
     full = plan(ablations.base(), ablations.FULL).bits_per_pixel
     assert plan(ablations.base(), VARIANTS[name]).bits_per_pixel == pytest.approx(full, rel=RATE_TOLERANCE)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_all_are_trained_whole_as_they_are_measured(name: str) -> None:
+    assert plan(ablations.base(), VARIANTS[name]).recipe.model.lapq.level_dropout == 0
+
+
+def test_codebooks_that_follow_count_as_parameters(start: Path) -> None:
+    vq, gvq = (build(plan(tiny_base(), VARIANTS[name]), start, StubText()).model.tokenizer for name in ("vq", "gvq"))
+    logits = sum(p.numel() for p in gvq.quantizer.logits.parameters())  # type: ignore[union-attr]
+    assert num_parameters(vq) == num_parameters(gvq) - logits  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.changes])

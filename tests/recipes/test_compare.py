@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from pyratok.data.manifests import Entry
+from pyratok.data.video_io import VideoError
 from pyratok.eval.ablation import MEASURES, AblationRecord
+from pyratok.files import alone_in
 from pyratok.model.pretrained import from_pretrained
 from pyratok.recipes import compare
 from pyratok.recipes.ablations import ABLATIONS
@@ -89,6 +90,12 @@ def test_results_are_kept_and_unfinished_runs_go_on(
     other = replace(PROTOCOL, language=replace(PROTOCOL.language, clips=3))
     with pytest.raises(ValueError, match=r"protocol\.language\.clips = 2, not 3"):
         run(media, init, tmp_path, protocol=other)
+    (media / "more.jpg").write_bytes((media / "photo.jpg").read_bytes())
+    with pytest.raises(ValueError, match=r"media\.photos = 1, not 2"):
+        run(media, init, tmp_path)
+    (media / "more.jpg").unlink()
+    with alone_in(tmp_path), pytest.raises(ValueError, match="another run works in"):
+        run(media, init, tmp_path)
 
 
 def test_held_out_clips_are_not_trained_on(media: Path, init: Path, tmp_path: Path) -> None:
@@ -103,13 +110,25 @@ def test_held_out_clips_are_not_trained_on(media: Path, init: Path, tmp_path: Pa
         assert clip.stem not in {entry.path.stem for entry in bench.media.videos}
 
 
-def test_holding_out_goes_by_names() -> None:
-    videos = [Entry(path=Path(f"{index}.mp4")) for index in range(30)]
-    held = hold_out(videos)
+def test_holding_out_goes_by_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken: set[Path] = set()
+
+    def load(path: Path, protocol: object) -> None:
+        if path in broken:
+            raise VideoError(f"{path}: cut short")
+
+    monkeypatch.setattr(compare, "load_clip", load)
+    videos = [Path(f"{index}.mp4") for index in range(30)]
+    held = hold_out(videos, PROTOCOL.reconstruction)
     assert len(held) == 3
-    assert hold_out(videos[::-1]) == held
+    assert hold_out(videos[::-1], PROTOCOL.reconstruction) == held
+    broken.add(held[0])
+    assert hold_out(videos, PROTOCOL.reconstruction)[:2] == held[1:]
     with pytest.raises(ValueError, match=r"1 videos are too few to hold some out; give clips to score with --val"):
-        hold_out(videos[:1])
+        hold_out(videos[:1], PROTOCOL.reconstruction)
+    broken.update(videos)
+    with pytest.raises(ValueError, match="none of 30 videos can be read"):
+        hold_out(videos, PROTOCOL.reconstruction)
 
 
 def test_too_few_nouns_are_refused_before_anything_is_trained(media: Path, init: Path, tmp_path: Path) -> None:

@@ -102,6 +102,12 @@ def test_the_page_needs_nothing_and_names_every_row() -> None:
     assert "worse (+50.0%)" in text
     assert "a&b.mp4" in text
     json.dumps(table.to_dict(), allow_nan=False)
+    assert "a?.mp4" in render(replace(table, clips=("a\udcff.mp4",)))  # a name that is no text
+
+
+def test_without_the_reference_there_is_no_order() -> None:
+    text = Check(render(record(variant_run("worse", 0, 23.0)))).text
+    assert "No order yet: it takes a run of full beside those of others." in text
 
 
 @pytest.mark.parametrize("name", ABLATIONS)

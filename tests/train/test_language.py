@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from pyratok.nn.lora import LoRAConfig, inject
 from pyratok.quantization.bits import signs_to_ids
 from pyratok.train.language import CaptionTable, LanguageConfig, LanguageObjective, LanguageParts, frozen_copy
 from pyratok.train.objectives import LossWeights
-from pyratok.types import LossTerms
+from pyratok.types import LossTerms, TextEmbedding
 from tiny import CONFIG, LAPQ, StubText, tiny_pyratok
 
 EVERY_TERM = LossWeights(
@@ -170,6 +171,30 @@ def test_captions_are_cut_and_padded_to_one_length() -> None:
     assert text.mask.tolist() == [[True] * 3 + [False] * 3, [True] * 6]
     names: Tensor = table.names(["dog", "", "dog"])
     assert torch.equal(names[0], names[2])
+
+
+def test_names_wait_where_the_clips_do() -> None:
+    """Names of objects in general are told before the encoder moves to the device of the training."""
+
+    class Elsewhere(Tensor):
+        """Stands for a tensor on another device."""
+
+        def cpu(self, *_: Any) -> Tensor:
+            return self.as_subclass(Tensor)
+
+    class Moved(StubText):
+        def encode(self, texts: Sequence[str]) -> TextEmbedding:
+            text = super().encode(texts)
+            return replace(text, pooled=text.pooled.as_subclass(Elsewhere))
+
+    assert type(CaptionTable(Moved(), 6).names(["dog", "cat"])) is Tensor
+
+
+def test_no_choice_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="vocabulary must be a number of names, 0 or more, got -1"):
+        LanguageConfig(vocabulary=-1)
+    with pytest.raises(ValueError, match=r"background must be a cosine in \[-1, 1\], or null for none, got nan"):
+        LanguageConfig(background=float("nan"))
 
 
 def test_a_share_is_a_share() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,21 @@ import pytest
 import torch
 
 from fakes import moving_video
+from pyratok.config import TextHeadConfig
 from pyratok.data.mixes import DataConfig
 from pyratok.data.synthetic import SceneConfig
 from pyratok.data.video_io import save_video
-from pyratok.model.pretrained import from_pretrained
+from pyratok.data.words import is_unseen
+from pyratok.model.alignment import TokenLMConfig
+from pyratok.model.pretrained import from_pretrained, read_config
 from pyratok.model.pyratok import PyraTok
+from pyratok.model.token_lm_files import load_token_lm
 from pyratok.nn.lora import LoRAConfig
+from pyratok.recipes.nano import nano
+from pyratok.train.assembly import require_quantizer
+from pyratok.train.language import LanguageObjective
 from pyratok.train.run import Recipe, build_objective, run
-from tiny import CONFIG, random_video, tiny_pyratok
+from tiny import CONFIG, LAPQ, StubText, random_video, tiny_pyratok
 from tiny_training import settings
 
 VAE_STAGE = Recipe(name="tiny-vae", stage="vae", model=CONFIG, train=settings(steps=2))
@@ -127,7 +135,7 @@ def test_parts_that_learn(tmp_path: Path, decoder: str, encoder: str) -> None:
     recipe = replace(TOKENIZER_STAGE, encoder=encoder, decoder=decoder)  # type: ignore[arg-type]
     model = build_objective(recipe, tmp_path / "start").model
     learning = {name for name, p in model.named_parameters() if p.requires_grad}
-    for half, how in (("vae.encoder", encoder), ("vae.decoder", decoder)):
+    for half, how in (("vae.encoder", encoder), (("vae.decoder", "vae.post_quant_conv"), decoder)):
         taught = {name for name in learning if name.startswith(half)}
         assert bool(taught) == (how != "frozen")
         assert any(name.endswith((".up", ".down")) for name in taught) == (how == "lora")
@@ -152,6 +160,72 @@ def test_a_frozen_quantizer_keeps_its_words(tmp_path: Path) -> None:
     assert learning == {"decoder", "post_quant_conv"}
 
 
+def test_a_frozen_quantizer_is_that_of_the_start(tmp_path: Path) -> None:
+    """Another one would stay as it was drawn; and tokens that stay as they are keep their whole fingerprint."""
+    frozen = replace(TOKENIZER_STAGE, encoder="frozen", quantizer="frozen")
+    with pytest.raises(ValueError, match="trained before; give its model folder with --init"):
+        require_quantizer(frozen, None)
+    strides = ((2, 16, 16), *LAPQ.strides[1:])
+    other = replace(CONFIG, lapq=replace(LAPQ, strides=strides, level_dropout=0.5))
+    PyraTok(other).save_pretrained(tmp_path / "other")
+    wanted = r"it needs --set model\.lapq\.strides=\[\[2,16,16\],.*\]\]$"
+    with pytest.raises(ValueError, match=wanted):
+        build_objective(frozen, tmp_path / "other")
+    same = replace(frozen, model=replace(CONFIG, lapq=replace(LAPQ, strides=strides)))
+    build_objective(same, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"it needs --set model\.lapq\.level_dropout=0\.5$"):
+        build_objective(replace(same, decoder="frozen"), tmp_path / "other")
+
+
+def reading() -> Recipe:
+    """Nano's last stage, on a tiny model."""
+    (stage,) = (stage for stage in nano().stages if stage.name == "reading")
+    lm = TokenLMConfig(num_levels=4, text_dim=LAPQ.text_dim, hidden_size=16, num_layers=1, num_heads=2)
+    return replace(
+        stage,
+        model=replace(CONFIG, text_head=TextHeadConfig(width=16, num_blocks=1, kernel=3)),
+        data=replace(stage.data, exclude=()),
+        language=replace(stage.language, lm=lm, vocabulary=2),
+        train=settings(steps=2, frames=9, size=32, losses=stage.train.losses),
+    )
+
+
+def test_reading_leaves_the_tokens_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("pyratok.train.assembly.MiniLM", StubText)
+    told: list[Sequence[str]] = []
+    learn_names = LanguageObjective.learn_names
+
+    def overheard(self: LanguageObjective, nouns: Sequence[str]) -> None:
+        told.append(nouns)
+        learn_names(self, nouns)
+
+    monkeypatch.setattr(LanguageObjective, "learn_names", overheard)
+    seen, unseen, sprites = {"tiger", "house", "kite", "boat"}, {"robot", "tree"}, tmp_path / "sprites"
+    assert {noun for noun in seen | unseen if is_unseen(f"A {noun}")} == unseen
+    sprites.mkdir()
+    for noun in seen | unseen:
+        cv2.imwrite(str(sprites / f"{noun}.png"), np.full((20, 20, 4), len(noun) * 25, dtype=np.uint8))
+        (sprites / f"{noun}.txt").write_text(f"A {noun}")
+    recipe = reading()
+    start, video = tiny_pyratok(config=recipe.model), random_video(frames=9)
+    start.save_pretrained(tmp_path / "start")
+
+    objective = build_objective(recipe, tmp_path / "start")
+    learning = [name.split(".") for name, p in objective.model.named_parameters() if p.requires_grad]
+    assert {part[1] if part[0] == "tokenizer" else part[0] for part in learning} == {"text_head", "lm"}
+    assert not list(objective.model.tokenizer.buffers())  # type: ignore[operator,union-attr]
+
+    model = run(recipe, [sprites], tmp_path / "out", init=tmp_path / "start")
+    before, after = (read_config(folder)[1] for folder in (tmp_path / "start", model))
+    assert before["fingerprint"] == after["fingerprint"]
+    assert before["digest"] != after["digest"]
+    loaded = from_pretrained(model)
+    assert all(torch.equal(*pair) for pair in zip(start.encode(video).levels, loaded.encode(video).levels, strict=True))
+    load_token_lm(tmp_path / "out" / "lm", loaded.model_id)
+    assert [set(nouns) for nouns in told] == [seen]
+
+
 def test_other_grids_keep_what_fits_them(tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = PyraTok(CONFIG)
@@ -166,7 +240,15 @@ def test_other_grids_keep_what_fits_them(tmp_path: Path) -> None:
     assert all("levels.0.lateral" in name or "levels.1.resample" in name for name in anew)
 
 
+def test_a_start_that_was_not_given_again_is_missed(tmp_path: Path) -> None:
+    tiny_pyratok().save_pretrained(tmp_path)
+    assert TOKENIZER_STAGE.origin(None)["init"] is None
+    assert TOKENIZER_STAGE.origin(tmp_path)["init"]
+
+
 def test_choices_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"need a text head; set model\.text_head=\{\}"):
+        replace(reading(), model=CONFIG)
     with pytest.raises(ValueError, match="quantizer must be 'frozen' or 'full', got 'half'"):
         replace(VAE_STAGE, quantizer="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decoder 'partly' is not one of"):

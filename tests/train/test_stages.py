@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyratok.data.mixes import DataConfig
 from pyratok.model.pretrained import from_pretrained
 from pyratok.train.run import Recipe
 from pyratok.train.stages import Plan, run_plan
@@ -39,6 +40,7 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 def test_each_stage_starts_from_the_one_before(photos: Path, tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
+    (tmp_path / "out" / "lm").mkdir(parents=True)  # of another plan, over other tokens
     model = run_plan(PLAN, [photos], tmp_path / "out", on_log=records.append)
     assert model == tmp_path / "out" / "model"
     assert [record["stage"] for record in records] == ["first"] * 2 + ["second"] * 3
@@ -46,6 +48,15 @@ def test_each_stage_starts_from_the_one_before(photos: Path, tmp_path: Path) -> 
     assert from_pretrained(model).model_id == last.model_id
     recipe = (tmp_path / "out" / "2-second" / "recipe.json").read_text()
     assert '"tokenizer"' in recipe
+    assert not (tmp_path / "out" / "lm").exists()
+
+
+def test_a_stage_without_clips_is_found_before_the_first(photos: Path, tmp_path: Path) -> None:
+    footage = replace(PLAN, stages=(VAE, replace(TOKENS, data=DataConfig(photos=0.0))))
+    wanted = "stage second: nothing to make clips of: add videos; or choose among the stages by --stage"
+    with pytest.raises(ValueError, match=f"^{wanted}$"):
+        run_plan(footage, [photos], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_resuming_leaves_finished_stages_alone(photos: Path, tmp_path: Path) -> None:

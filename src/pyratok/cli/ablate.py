@@ -82,6 +82,10 @@ def ablate(
             def begin(name: str, seed: int, bar: Any = bar, tasks: list[TaskID] = tasks) -> None:
                 tasks.append(bar.add_task(f"{name}, seed {seed}", total=recipe.train.steps))
 
+            def measure(name: str, bar: Any = bar, tasks: list[TaskID] = tasks) -> None:
+                variant, _, _ = bar.tasks[tasks[-1]].description.partition(":")
+                bar.update(tasks[-1], description=f"{variant}: {name}")
+
             def show(values: Mapping[str, Any], bar: Any = bar, tasks: list[TaskID] = tasks) -> None:
                 bar.update(tasks[-1], completed=values["step"])
 
@@ -96,6 +100,7 @@ def ablate(
                 only=only or (),
                 protocol=protocol,
                 on_variant=begin,
+                on_step=measure,
                 on_log=show,
                 on_record=write,
             )

@@ -22,6 +22,7 @@ from typer.main import get_command
 
 import pyratok
 from pyratok.cli import ablate, demo, doctor, evaluate, info, tokens, train
+from pyratok.data.manifests import LeftOutWarning
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
@@ -108,20 +109,29 @@ def _noted_interrupts() -> Iterator[list[int]]:
 
 @contextmanager
 def _readable_warnings() -> Iterator[None]:
-    """Warnings without the line of code that gave them."""
+    """Warnings without the line of code that gave them.
+
+    What was left out of the data is listed again at the end: hours of training may lie between warning and result.
+    """
+    before, left_out = warnings.formatwarning, dict[str, str]()
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
+        if isinstance(message, LeftOutWarning):
+            left_out.update(message.causes)
+        if os.environ.get("PYRATOK_DEBUG"):
+            return before(message, category, filename, lineno, line)
         return f"pyratok: warning: {message}\n"
 
-    before = warnings.formatwarning
-    if not os.environ.get("PYRATOK_DEBUG"):
-        warnings.formatwarning = show
+    warnings.formatwarning = show
     try:
         yield
     finally:
         warnings.formatwarning = before
+        if left_out:
+            lines = [f"  {name}: {cause}" for name, cause in left_out.items()]
+            print("\n".join([f"pyratok: left out in all, {len(left_out)}:", *lines]), file=sys.stderr)
 
 
 def _report(error: Exception) -> int:

@@ -150,6 +150,8 @@ def predictability(
     from pyratok.model.token_lm_files import load_token_lm
 
     out, watch = Output(json_file, model, lm, *data), ShownStopwatch()
+    if nouns not in ("seen", "unseen"):
+        raise ValueError(f"--nouns is seen or unseen, got {nouns!r}")
     media = gather(data)
     source = CaptionedScenes(media.sprites, media.photos, None, SceneConfig(nouns=nouns))
     with watch.step("loading the models"):

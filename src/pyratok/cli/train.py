@@ -55,10 +55,12 @@ def train(
     if out is None or not data:
         raise ValueError(f"{'--data' if out else '--out'} is missing; only --dry-run does without")
 
+    from pyratok.train.ranks import join_ranks
     from pyratok.train.stages import run_plan
 
     plan = build_plan(recipe, overrides, stages)
-    with progress_bar(Console(stderr=True), transient=False) as bar:
+    first = join_ranks().first
+    with progress_bar(Console(stderr=True, quiet=not first), transient=False) as bar:
         tasks: list[TaskID] = []
 
         def begin(number: int) -> None:
@@ -69,7 +71,8 @@ def train(
             bar.update(tasks[-1], completed=record["step"], description=f"{record['stage']} {words}")
 
         model = run_plan(plan, data, out, init=init, resume=resume, on_stage=begin, on_log=show)
-    Output(None).facts({"model": model})
+    if first:
+        Output(None).facts({"model": model})
 
 
 def show_outline(plan: Plan, output: Output) -> None:
@@ -91,7 +94,7 @@ def show_outline(plan: Plan, output: Output) -> None:
         output.table(("parameters", "trainable", "frozen"), rows, last_is_total=True)
         kinds = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
         kinds |= {"moving average": memory.average}
-        kinds |= {f"activations, {stage.batch_size} x {shape}": size for shape, size in memory.activations.items()}
+        kinds |= {f"activations, {stage.micro_batch} x {shape}": size for shape, size in memory.activations.items()}
         sizes = [(name, human_bytes(size)) for name, size in kinds.items()]
         output.table(
             ("memory", "expected"), [*sizes, ("all, largest batch", human_bytes(memory.total))], last_is_total=True

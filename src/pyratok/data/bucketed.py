@@ -10,7 +10,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -116,20 +116,20 @@ def cut(video: Footage, bucket: Bucket, rng: np.random.Generator) -> np.ndarray:
     cv2 = opencv()
 
     first = int(rng.integers(max(1, video.frames - bucket.frames + 1)))
-    frames = [frame for _, frame in islice(iter_frames(video.entry.path, start=first / video.fps), bucket.frames)]
-    if not frames:
+    # One by one: a hundred frames of 4K, as they are, would take gigabytes in every loader process.
+    frames = (frame for _, frame in islice(iter_frames(video.entry.path, start=first / video.fps), bucket.frames))
+    if (frame := next(frames, None)) is None:
         raise VideoError(f"{video.entry.path}: no frames where its header promises {video.frames}")
-    scale = min(frames[0].shape[0] / bucket.height, frames[0].shape[1] / bucket.width)
+    scale = min(frame.shape[0] / bucket.height, frame.shape[1] / bucket.width)
     height, width = (max(1, math.floor(side * scale)) for side in (bucket.height, bucket.width))
-    top, left = (int(rng.integers(n - side + 1)) for n, side in zip(frames[0].shape, (height, width), strict=False))
+    top, left = (int(rng.integers(n - side + 1)) for n, side in zip(frame.shape, (height, width), strict=False))
     method = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
     clip = np.empty((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
-    for t in range(bucket.frames):
-        if t < len(frames):
-            window = frames[t][top : top + height, left : left + width]
-            clip[t] = cv2.resize(window, (bucket.width, bucket.height), interpolation=method)
-        else:
-            clip[t] = clip[t - 1]
+    count = 0
+    for count, shown in enumerate(chain([frame], frames), start=1):
+        window = shown[top : top + height, left : left + width]
+        clip[count - 1] = cv2.resize(window, (bucket.width, bucket.height), interpolation=method)
+    clip[count:] = clip[count - 1]
     return clip if names_sides(video.entry.caption) else mirror(clip, rng)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import csv
 import io
 import json
 import os
 import stat
-import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,11 @@ from pyratok.data.opencv import opencv
 
 VIDEO_SUFFIXES = frozenset(".mp4 .mkv .webm .mov .avi .m4v .mpg .mpeg .ts .gif .y4m .ogv .flv .wmv".split())
 IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp .tif .tiff".split())
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 MANIFEST_SUFFIXES = frozenset({".jsonl", ".csv"})
+PNG = b"\x89PNG\r\n\x1a\n"
+SIGNATURES = (PNG, b"\xff\xd8\xff")
+"""How PNG and JPEG begin."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +31,14 @@ class Entry:
 
     path: Path
     caption: str = ""
+
+
+class LeftOutWarning(UserWarning):
+    """The work goes on without a part of the data. ``causes``: all of it, by name, and why."""
+
+    def __init__(self, message: str, causes: Mapping[Path, str] | Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.causes = {str(name): cause for name, cause in causes.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +78,7 @@ def gather(roots: Sequence[str | os.PathLike[str]], exclude: Iterable[str] = ())
             found |= dict.fromkeys(path for path in named if path not in absent)
             continue
         for path in [root] if root.is_file() else _visible_files(root, broken):
-            if path.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES:
+            if path.suffix.lower() in MEDIA_SUFFIXES:
                 found[path] = None
             elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
                 try:
@@ -110,10 +120,9 @@ def _side_car(path: Path) -> str:
 
 
 def report_broken(what: str, total: int, causes: Mapping[Path, str] | Mapping[str, str], listed: int = 10) -> None:
-    """Warn of what is left out of ``total`` ones, listing the first few with the cause.
+    """Warn of what is left out of ``total`` ones (:class:`LeftOutWarning`), listing the first few with the cause.
 
-    All of them are listed once more when the process ends: hours of training lie between this warning and whoever
-    comes to see the result. Raises ValueError when they are more than half: then it is not the files that are broken.
+    Raises ValueError when they are more than half: then it is not the files that are broken.
     """
     if not causes:
         return
@@ -122,20 +131,7 @@ def report_broken(what: str, total: int, causes: Mapping[Path, str] | Mapping[st
     message = "\n".join([f"{len(causes)} of {total} {what} cannot be used:", *lines])
     if 2 * len(causes) > total:
         raise ValueError(message)
-    warnings.warn(f"left out: {message}", stacklevel=3)
-    atexit.unregister(_list_left_out)  # once is enough
-    atexit.register(_list_left_out)
-    _left_out.update({str(path): cause for path, cause in causes.items()})
-
-
-_left_out: dict[str, str] = {}
-"""Everything that this process went on without."""
-
-
-def _list_left_out() -> None:
-    if _left_out:
-        lines = [f"  {path}: {cause}" for path, cause in _left_out.items()]
-        print("\n".join([f"pyratok: left out in all, {len(_left_out)}:", *lines]), file=sys.stderr)
+    warnings.warn(LeftOutWarning(f"left out: {message}", causes), stacklevel=3)
 
 
 def read_manifest(path: Path) -> list[Entry]:
@@ -218,10 +214,11 @@ def kind_of(path: Path) -> str:
         raise ValueError((error.strerror or str(error)).lower()) from None
     if not header:
         raise ValueError("the file is empty")
-    if not opencv().haveImageReader(os.fspath(path)):
+    # OpenCV would open the file again: asked only of what begins in none of the usual ways.
+    if not header.startswith(SIGNATURES) and not opencv().haveImageReader(os.fspath(path)):
         raise ValueError("neither a video nor an image that OpenCV reads")
     header = header.ljust(32, b"\0")
-    png_alpha = header[:8] == b"\x89PNG\r\n\x1a\n" and header[25] in (4, 6)
+    png_alpha = header.startswith(PNG) and header[25] in (4, 6)
     webp_alpha = header[8:16] == b"WEBPVP8X" and bool(header[20] & 0x10)
     lossless_webp_alpha = header[8:16] == b"WEBPVP8L" and bool(header[24] & 0x10)
     return "sprites" if png_alpha or webp_alpha or lossless_webp_alpha else "photos"

@@ -55,19 +55,35 @@ def mixed_clips(
 ) -> MixedClips:
     """``length`` clips of ``frames x size x size`` from the media under ``roots``; decoded frames go to ``cache``."""
     media = to_show(gather(roots, exclude=data.exclude))
+    weights = kinds_there(data, media, captioned=False)
     sources: list[ClipSource] = []
-    weights: list[float] = []
-    if media.videos and data.footage:
+    if "footage" in weights:
         sources.append(Footage([e.path for e in media.videos], FrameStore(cache), data.footage_zoom))
-        weights.append(data.footage)
-    if media.photos and data.photos:
+    if "photos" in weights:
         photos = PhotoPaths([e.path for e in media.photos], data.photo_zoom)
         sources.append(photos)
-        weights.append(data.photos)
-        if media.sprites and data.sprites:
+        if "sprites" in weights:
             sources.append(Sprites([e.path for e in media.sprites], photos))
-            weights.append(data.sprites)
-    return MixedClips(sources, weights, frames=frames, size=size, length=length, seed=seed)
+    return MixedClips(sources, list(weights.values()), frames=frames, size=size, length=length, seed=seed)
+
+
+def kinds_there(data: DataConfig, media: Media, *, captioned: bool) -> dict[str, float]:
+    """The kinds of clips that can be made of media, with their weights; those of weight 0 are left out.
+
+    Raises ValueError where that leaves none, saying what to add.
+    """
+    shown = to_show(media)
+    if captioned:
+        there = {"scenes": split_nouns(media.sprites)[0], "footage": media.videos, "photos": shown.photos}
+    else:
+        over = shown.photos if data.photos else ()  # what sprites move over
+        there = {"footage": media.videos, "photos": shown.photos, "sprites": over and shown.sprites}
+    weights = {kind: weight for kind, found in there.items() if found and (weight := getattr(data, kind))}
+    if not weights:
+        made_of = {"scenes": "sprites with captions", "footage": "videos", "photos": "photographs"}
+        wanted = " or ".join(what for kind, what in made_of.items() if kind in there and getattr(data, kind))
+        raise ValueError(f"nothing to make clips of: add {wanted or 'a weight to one of the kinds of data'}")
+    return weights
 
 
 def to_show(media: Media) -> Media:
@@ -92,18 +108,14 @@ def captioned_clips(
 ) -> CaptionedMix:
     """As :func:`mixed_clips`, with captions where they are known, and masks on a token grid of ``stride``."""
     media = gather(roots, exclude=data.exclude)
+    weights = kinds_there(data, media, captioned=True)
     scenes, footage = captioned_sources(media, FrameStore(cache), data.scene, data.footage_zoom)
-    shown = [e.path for e in to_show(media).photos]
-    photos = PhotoPaths(shown, data.photo_zoom) if shown else None
-    kinds: list[tuple[CaptionedSource | None, float]] = [
-        (scenes, data.scenes),
-        (footage, data.footage),
-        (Uncaptioned(photos) if photos else None, data.photos),
-    ]
-    there = [(source, weight) for source, weight in kinds if source is not None and weight]
+    kinds: dict[str, CaptionedSource | None] = {"scenes": scenes, "footage": footage}
+    if "photos" in weights:
+        kinds["photos"] = Uncaptioned(PhotoPaths([e.path for e in to_show(media).photos], data.photo_zoom))
     return CaptionedMix(
-        [source for source, _ in there],
-        [weight for _, weight in there],
+        [source for kind, source in kinds.items() if kind in weights and source is not None],
+        list(weights.values()),
         frames=frames,
         size=size,
         length=length,

@@ -174,12 +174,15 @@ def captioned_sources(
 ) -> tuple[CaptionedScenes | None, CaptionedFootage | None]:
     """Scenes and footage for training from gathered media, None where there is nothing to make them of.
 
-    No unseen noun is named: captions of footage that do are emptied.
+    No unseen noun is named: captions of footage that do are emptied, and scenes of them (``config.nouns``) refused.
     """
     seen, unseen = split_nouns(media.sprites)
     videos = without_nouns(media.videos, unseen)
     footage = CaptionedFootage(videos, store, footage_zoom) if videos else None
     scenes = CaptionedScenes(media.sprites, media.photos, footage, config) if seen else None
+    if scenes is not None and (shown := sorted(unseen.keys() & set(scenes.nouns))):
+        told = ", ".join(shown[:5])
+        raise ValueError(f"training is to show no unseen noun, which zero-shot use is measured on; got {told} in nouns")
     return scenes, footage
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 import pyratok
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
-from pyratok.data.video_io import load_video
 from pyratok.eval.base import HashedProtocol
 from pyratok.eval.language import LanguageProtocol, evaluate_language
-from pyratok.eval.reconstruction import EvalProtocol, evaluate_reconstruction
+from pyratok.eval.reconstruction import EvalProtocol, evaluate_reconstruction, load_clip
 
 if TYPE_CHECKING:
     from pyratok.losses.perceptual import PerceptualLoss
@@ -203,9 +203,9 @@ def perceptual_distance(
     """Mean distance of what is decoded, per frame, then over clips."""
     distances = []
     for path in clips:
-        video = load_video(path, size=protocol.size, crop=protocol.crop, frames=protocol.frames)
-        back = tokenizer.decode(tokenizer.encode(video, protocol.caption))
-        distances.append(float(perceptual.per_frame(back.plain(), video.plain()).mean()))
+        video = load_clip(path, protocol)
+        back = tokenizer.decode(tokenizer.encode(video, protocol.caption)).to(video.device)
+        distances.append(float(perceptual.per_frame(back.as_subclass(Tensor), video.plain()).mean()))
     return statistics.fmean(distances)
 
 

@@ -9,6 +9,7 @@ Source: zero-shot uses, PyraTok (arXiv 2601.16210), sec. 4; the rendered benchma
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,15 @@ def _num_right(
         similarity = tokenizer.embed_text([noun, *wrong]) @ vector
         right += int(similarity.argmax() == 0)
     return right
+
+
+def fewest_others(nouns: Sequence[str]) -> int:
+    """How many nouns to choose from the least fortunate of ``nouns`` has: those that share no word with it."""
+    with_word: defaultdict[str, set[str]] = defaultdict(set)
+    for noun in nouns:
+        for word in noun.split():
+            with_word[word].add(noun)
+    return len(nouns) - max(len(set().union(*map(with_word.__getitem__, noun.split()))) for noun in nouns)
 
 
 def _others(rng: np.random.Generator, nouns: Sequence[str], noun: str, count: int) -> list[str]:

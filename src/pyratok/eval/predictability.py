@@ -9,7 +9,7 @@ Source: autoregressive alignment, PyraTok (arXiv 2601.16210), sec. 3.2.2; the me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ CONDITIONS = ("right caption", "shuffled captions", "no caption")
 @dataclass(frozen=True, kw_only=True)
 class PredictabilityProtocol(HashedProtocol):
     """``clips`` of ``frames x size x size`` are predicted, from ``windows`` places each where a level has more tokens
-    than the model reads at once; the entropy of words is counted over ``counted_clips``."""
+    than the model reads at once; the entropy of words is counted over ``counted_clips``, or all if these are more."""
 
     benchmark: str = "predictability"
     clips: int = 200
@@ -44,6 +44,7 @@ class PredictabilityProtocol(HashedProtocol):
     size: int = 64
     batch_size: int = 8
     seed: int = 11
+    shuffled: str = "the caption of the next clip that has another one"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,38 +90,53 @@ def evaluate_predictability(
 
     ``nouns`` is written into the record. ``lm`` must have learned the tokens of ``tokenizer``, whose text encoder
     embeds the captions.
+
+    Raises: ValueError where all clips have one caption, so that none is wrong.
     """
     rng = np.random.default_rng((protocol.seed, 5))
     total = max(protocol.clips, protocol.counted_clips)
-    levels = tokenizer.num_levels
-    words: list[list[Tensor]] = [[] for _ in range(levels)]
-    spent = {name: torch.zeros(levels, dtype=torch.float64) for name in CONDITIONS}
+    work = total + protocol.clips
+    captions: list[str] = []
+    encoded: list[tuple[Tensor, ...]] = []
     for start in range(0, total, protocol.batch_size):
         count = min(protocol.batch_size, total - start)
         clips = [source.sample_captioned(rng, protocol.frames, protocol.size) for _ in range(count)]
-        tokens = tokenizer.encode(to_video(clips))
-        for kept, ids in zip(words, tokens.levels, strict=True):
-            kept.append(ids.flatten())
-        predicted = min(count, protocol.clips - start)
-        if predicted > 0:
-            captions = [clip.caption for clip in clips[:predicted]]
-            signs = [ids_to_signs(ids[:predicted], tokenizer.num_bits) for ids in tokens.levels]
-            for name, text in _conditions(tokenizer, captions).items():
-                spent[name] += _bits(lm, signs, text, protocol.windows) * predicted
-        on_share((start + count) / total)
-    found = []
-    for index in range(levels):
-        ids = torch.cat(words[index])
-        means = {name: float(bits[index] / protocol.clips) for name, bits in spent.items()}
-        found.append(
-            LevelBits(
-                level=index + 1,
-                predicted=means,
-                unigram=word_entropy(ids),
-                independent=bit_entropies(ids, tokenizer.num_bits),
-            )
+        captions += [clip.caption for clip in clips]
+        encoded.append(tokenizer.encode(to_video(clips)).levels)
+        on_share((start + count) / work)
+    words = [torch.cat(level) for level in zip(*encoded, strict=True)]
+    right = captions[: protocol.clips]
+    wrong = shuffled(right)
+    spent = {name: torch.zeros(len(words), dtype=torch.float64) for name in CONDITIONS}
+    for start in range(0, protocol.clips, protocol.batch_size):
+        part = slice(start, min(start + protocol.batch_size, protocol.clips))
+        count = part.stop - start
+        signs = [ids_to_signs(ids[part], tokenizer.num_bits) for ids in words]
+        texts = tokenizer.embed_captions(right[part], count), tokenizer.embed_captions(wrong[part], count), None
+        for name, text in zip(CONDITIONS, texts, strict=True):
+            spent[name] += _bits(lm, signs, text, protocol.windows) * count
+        on_share((total + part.stop) / work)
+    levels = tuple(
+        LevelBits(
+            level=index + 1,
+            predicted={name: float(bits[index] / protocol.clips) for name, bits in spent.items()},
+            unigram=word_entropy(ids),
+            independent=bit_entropies(ids, tokenizer.num_bits),
         )
-    return PredictabilityRecord(protocol=protocol, model=tokenizer.model_id, nouns=nouns, levels=tuple(found))
+        for index, ids in enumerate(words)
+    )
+    return PredictabilityRecord(protocol=protocol, model=tokenizer.model_id, nouns=nouns, levels=levels)
+
+
+def shuffled(captions: Sequence[str]) -> list[str]:
+    """For every clip the caption of the next one, round in a circle, that has another: clips may share captions.
+
+    Raises: ValueError where there is no other.
+    """
+    if len(set(captions)) < 2:
+        raise ValueError(f"{len(captions)} clips with one caption leave none to shuffle; ask for more --clips")
+    twice = [*captions, *captions]
+    return [next(other for other in twice[place:] if other != caption) for place, caption in enumerate(captions)]
 
 
 def word_entropy(ids: Tensor) -> float:
@@ -136,13 +152,6 @@ def bit_entropies(ids: Tensor, num_bits: int) -> float:
     """Sum over the bits of ``ids`` of the entropy of each, in bits: no less than the entropy of the words."""
     means = torch.stack([(ids >> bit & 1).double().mean() for bit in range(num_bits)])
     return float(-(torch.xlogy(means, means) + torch.xlogy(1 - means, 1 - means)).sum() / math.log(2))
-
-
-def _conditions(tokenizer: VideoTokenizer, captions: list[str]) -> dict[str, TextEmbedding | None]:
-    """Captions as they belong, moved on by one clip, and none."""
-    moved = captions[1:] + captions[:1]
-    texts = [tokenizer.embed_captions(text, len(captions)) for text in (captions, moved)]
-    return dict(zip(CONDITIONS, (*texts, None), strict=True))
 
 
 def _bits(lm: TokenLM, signs: list[Tensor], text: TextEmbedding | None, windows: int) -> Tensor:

@@ -111,6 +111,11 @@ def find_clips(data: Path) -> list[Path]:
     return clips
 
 
+def load_clip(path: Path, protocol: EvalProtocol) -> Video:
+    """The part of a clip that is scored. Raises: :class:`~pyratok.data.video_io.VideoError` if it cannot be read."""
+    return load_video(path, size=protocol.size, crop=protocol.crop, frames=protocol.frames)
+
+
 def evaluate_reconstruction(
     tokenizer: VideoTokenizer,
     clips: Sequence[Path],
@@ -146,7 +151,7 @@ def _score_clip(
     levels: Sequence[int] | None,
     with_x265: bool,
 ) -> ClipScore:
-    video = load_video(path, size=protocol.size, crop=protocol.crop, frames=protocol.frames)
+    video = load_clip(path, protocol)
     tokens = tokenizer.encode(video, protocol.caption)
     counts = range(1, len(tokens.levels) + 1) if levels is None else levels
     prefixes = [tokens.prefix(count) for count in counts]
@@ -165,7 +170,7 @@ def _score_clip(
 def _score_prefix(
     tokenizer: VideoTokenizer, video: Video, prefix: TokenPyramid, x265_psnr: float | None
 ) -> PrefixScore:
-    back = tokenizer.decode(prefix)
+    back = tokenizer.decode(prefix).to(video.device)
     return PrefixScore(
         levels=len(prefix.levels),
         bits_per_pixel=prefix.bits_per_pixel,

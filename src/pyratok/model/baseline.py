@@ -5,6 +5,8 @@ video ── VAE encoder ── last tap ── norm, conv, norm ── n tokens
                                                                             (ids)               └─ text head
 ```
 
+(Of a dual codebook the text head reads the semantic part: without that its two halves would be one plain codebook.)
+
 It lies on the latent grid alone. To reach the rate of a pyramid, whose levels add up, a cell has several words: one
 per codebook of the quantizer, and where that has a single one, the cell's channels are ``tokens_per_cell`` tokens that
 share it. Each such word is a level of the :class:`~pyratok.types.TokenPyramid`, all of one grid.
@@ -16,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -26,6 +29,7 @@ from pyratok.model.text_head import TextHead
 from pyratok.quantization.base import Quantized
 from pyratok.quantization.baselines import QuantizerConfig, build_quantizer
 from pyratok.quantization.bits import ids_to_signs, signs_to_ids
+from pyratok.quantization.vq import DualCodebook
 from pyratok.types import TextEmbedding
 from pyratok.vae.wan import WanVAE
 from pyratok.vae.wan_blocks import CausalConv3d, RMSNorm
@@ -92,22 +96,30 @@ class BaselineTokenizer(VideoTokenizer):
         )
 
     def features(self, quantized: Tensor) -> Tensor:
-        """q ``[B, width, t, h, w]``, which decoder and text head read, from what :meth:`quantize` gives."""
+        """q ``[B, width, t, h, w]``, which the decoder reads, from what :meth:`quantize` gives."""
         return cast(Tensor, self.lift(quantized.to(self.out.weight.dtype)))
+
+    def meaning(self, quantized: Tensor) -> Tensor:
+        """As :meth:`features`, for the text head alone: of a dual codebook it reads the semantic part, no pixels."""
+        if isinstance(self.quantizer, DualCodebook):
+            channel = torch.arange(self.config.width, device=quantized.device) % self.config.quantizer.dim
+            semantic = (channel < self.quantizer.semantic_dim)[:, None, None, None]
+            quantized = torch.where(semantic, quantized, 0)
+        return self.features(quantized)
 
     def signs(self, video: Tensor, text: TextEmbedding | None) -> Sequence[Tensor]:
         return [ids_to_signs(word, self.num_bits) for word in self.quantize(self.vae.encode_taps(video)[-1]).ids]
 
     def reconstruct(self, signs: Sequence[Tensor]) -> Tensor:
-        return self.vae.decode(self.out(self._features_of(signs)))
+        return self.vae.decode(self.out(self.features(self._quantized(signs))))
 
     def read(self, signs: Sequence[Tensor]) -> Tensor:
-        return cast(Tensor, self.text_head(self._features_of(signs), 0))
+        return cast(Tensor, self.text_head(self.meaning(self._quantized(signs)), 0))
 
     def config_dict(self) -> dict[str, Any]:
         return to_dict(self.config)
 
-    def _features_of(self, signs: Sequence[Tensor]) -> Tensor:
+    def _quantized(self, signs: Sequence[Tensor]) -> Tensor:
         if len(signs) != self.num_levels:
             raise ValueError(f"{self.name} reads all of its {self.num_levels} words of a cell, got {len(signs)}")
         count = self.config.tokens_per_cell
@@ -115,4 +127,4 @@ class BaselineTokenizer(VideoTokenizer):
         # One codebook after another, each with the words of all tokens of a cell.
         stages = [words[first : first + count] for first in range(0, len(words), count)]
         ids = tuple(rearrange(stage, "n b t h w -> (b n) t h w") for stage in stages)
-        return self.features(rearrange(self.quantizer.lookup(ids), "(b n) c t h w -> b (n c) t h w", n=count))
+        return rearrange(self.quantizer.lookup(ids), "(b n) c t h w -> b (n c) t h w", n=count)

@@ -15,20 +15,20 @@ from pyratok.types import ModelId
 from pyratok.vae.hub import read_json, read_weights, replacing_folder, resolve_folder
 
 FORMAT, VERSION = "pyratok-token-lm", 1
-_BACKBONE = "backbone."
 
 
 def save_token_lm(lm: TokenLM, folder: str | os.PathLike[str], tokenizer: ModelId) -> None:
     """Write ``config.json`` and ``model.safetensors``; the folder appears whole or not at all.
 
-    ``tokenizer``: whose tokens it has learned. The weights of a pretrained backbone are named, not copied.
+    Where there is one already, what a crash leaves in between is refused by :func:`load_token_lm`. ``tokenizer``: whose
+    tokens it has learned. A pretrained backbone, which is no part of the state, is named and not copied.
     """
-    kept = {name: value for name, value in lm.state_dict().items() if not _elsewhere(lm.config, name)}
     header = {"format": FORMAT, "version": VERSION, "tokenizer": to_dict(tokenizer), "lm": to_dict(lm.config)}
     with replacing_folder(Path(folder)) as unfinished:
-        save_file({name: value.contiguous() for name, value in kept.items()}, unfinished / WEIGHTS)
+        save_file({name: value.contiguous() for name, value in lm.state_dict().items()}, unfinished / WEIGHTS)
         (unfinished / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
         (unfinished / CONFIG).write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+        (Path(folder) / CONFIG).unlink(missing_ok=True)  # it would say whose tokens the new weights have learned
 
 
 def load_token_lm(folder: str | os.PathLike[str], tokenizer: ModelId | None = None) -> TokenLM:
@@ -46,15 +46,9 @@ def load_token_lm(folder: str | os.PathLike[str], tokenizer: ModelId | None = No
         if tokenizer is not None and learned.fingerprint != tokenizer.fingerprint:
             raise ValueError(f"this language model has learned the tokens of {learned}, not of {tokenizer}")
         lm = TokenLM(from_dict(TokenLMConfig, header["lm"]))
-        weights = read_weights(path / WEIGHTS)
-        weights |= {name: value for name, value in lm.state_dict().items() if _elsewhere(lm.config, name)}
-        lm.load_state_dict(weights)
+        lm.load_state_dict(read_weights(path / WEIGHTS))
     except KeyError as error:
         raise ModelLoadError(f"{folder}: {CONFIG} has no {error}") from None
     except (OSError, ValueError, RuntimeError) as error:  # torch's own for weights that do not fit
         raise ModelLoadError(f"{folder}: {error}") from error
     return lm.eval().requires_grad_(False)
-
-
-def _elsewhere(config: TokenLMConfig, name: str) -> bool:
-    return config.backbone is not None and name.startswith(_BACKBONE)

@@ -14,9 +14,11 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -25,16 +27,20 @@ import torch
 from torch import nn
 
 from pyratok.config import LaPQConfig, PyraTokConfig, to_dict
-from pyratok.data.manifests import Entry, Media, gather
+from pyratok.data.manifests import Media, gather
 from pyratok.data.mixes import captioned_clips
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
+from pyratok.data.video_io import VideoError
 from pyratok.eval.ablation import AblationProtocol, AblationRecord, VariantRun, measure_variant, tabulate
-from pyratok.eval.reconstruction import find_clips
+from pyratok.eval.language import fewest_others
+from pyratok.eval.reconstruction import EvalProtocol, find_clips, load_clip
+from pyratok.files import alone_in
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
 from pyratok.model.base import VideoTokenizer
 from pyratok.model.pretrained import from_pretrained
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import merge
+from pyratok.quantization.vq import VectorQuantizer
 from pyratok.recipes.ablations import Ablation, VariantPlan, plan
 from pyratok.text.base import TextEncoder
 from pyratok.text.minilm import MiniLM
@@ -99,7 +105,8 @@ def run_ablation(
     table whenever a result is added. A run that is asked to stop (SIGTERM, SIGINT) saves where it is and ends; called
     again, this goes on from there.
 
-    Raises: ValueError for data that will not do, and for results in ``out`` that were made with other settings.
+    Raises: ValueError for data that will not do, for results in ``out`` that were made with other settings, and where
+    another process works in ``out``.
     """
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
@@ -126,18 +133,20 @@ def run_ablation(
                 rows=tabulate(ablation.variants, ablation.reference, list(done.values())),
             )
 
-        on_record(record())
-        for seed in range(seeds):
-            for name in names:
-                if (name, seed) in done:
-                    continue
-                on_variant(name, seed)
-                run = train_variant(bench, name, seed, plans[name], on_step=on_step, on_log=on_log)
-                if run is None:
-                    return record()
-                done[name, seed] = run
-                on_record(record())
-        return record()
+        out.mkdir(exist_ok=True)
+        with alone_in(out):
+            on_record(record())
+            for seed in range(seeds):
+                for name in names:
+                    if (name, seed) in done:
+                        continue
+                    on_variant(name, seed)
+                    run = train_variant(bench, name, seed, plans[name], on_step=on_step, on_log=on_log)
+                    if run is None:
+                        return record()
+                    done[name, seed] = run
+                    on_record(record())
+            return record()
 
 
 def prepare(
@@ -158,11 +167,15 @@ def prepare(
     """
     everything = gather(roots, exclude=base.data.exclude)
     if val is not None:
-        clips, held_out = find_clips(val), f"all of {val.name}"
+        clips, held_out = find_clips(val), f"all of {val.absolute().name}"
+        for clip in clips:
+            load_clip(clip, protocol.reconstruction)
     else:
-        clips = [entry.path for entry in hold_out(everything.videos)]
+        clips = hold_out([entry.path for entry in everything.videos], protocol.reconstruction)
         held_out = f"{len(clips)} of {len(everything.videos)} videos of the data, by their names; none is trained on"
     exclude = tuple(dict.fromkeys([*base.data.exclude, *(clip.stem for clip in clips)]))
+    if val is None and all(entry.path.stem in exclude for entry in everything.videos):
+        raise ValueError("all videos bear the name of one that is held out; give clips to score with --val DIR")
     start, digest = save_start(base, init, folder)
     bench = Bench(
         roots=tuple(roots),
@@ -178,22 +191,34 @@ def prepare(
         perceptual=perceptual or st_lpips(),
     )
     for nouns in ("seen", "unseen"):
-        found = len(bench.scenes(SceneConfig(nouns=nouns)).nouns)
-        if found < protocol.language.ways:
-            ways = protocol.language.ways
-            raise ValueError(f"a choice of {ways} nouns needs more than {found} {nouns} ones; add captioned sprites")
+        found, ways = fewest_others(bench.scenes(SceneConfig(nouns=nouns)).nouns) + 1, protocol.language.ways
+        if found < ways:
+            told = f"a choice of {ways} nouns needs more than {found} {nouns} ones without a word in common"
+            raise ValueError(f"{told}; add captioned sprites")
     return bench
 
 
-def hold_out(videos: Sequence[Entry]) -> list[Entry]:
+def hold_out(videos: Sequence[Path], protocol: EvalProtocol) -> list[Path]:
     """A tenth of the videos, one at least: those whose names' SHA-1 comes first, whatever else is in the data.
 
-    Raises: ValueError where none would be left to learn from.
+    Those that cannot be read are passed over: they are not trained on either. Raises: ValueError where none would be
+    left to learn from, or none can be read.
     """
     if len(videos) < 2:
         raise ValueError(f"{len(videos)} videos are too few to hold some out; give clips to score with --val DIR")
-    ordered = sorted(videos, key=lambda entry: hashlib.sha1(entry.path.name.encode()).hexdigest())
-    return ordered[: max(1, round(len(videos) * HELD_OUT_SHARE))]
+
+    def is_readable(video: Path) -> bool:
+        try:
+            load_clip(video, protocol)
+        except VideoError:
+            return False
+        return True
+
+    ordered = sorted(videos, key=lambda video: hashlib.sha1(os.fsencode(video.name)).hexdigest())
+    held = list(islice(filter(is_readable, ordered), max(1, round(len(videos) * HELD_OUT_SHARE))))
+    if not held:
+        raise ValueError(f"none of {len(videos)} videos can be read; give clips to score with --val DIR")
+    return held
 
 
 def save_start(base: Recipe, init: Path | None, folder: Path) -> tuple[Path, str]:
@@ -246,7 +271,7 @@ def train_variant(
         variant=name,
         seed=seed,
         steps=config.steps,
-        parameters=sum(p.numel() for p in tokenizer.parameters()),
+        parameters=num_parameters(tokenizer),
         bits_per_pixel=rate,
         values=values,
     )
@@ -270,6 +295,12 @@ def deployed(averaged: nn.Module, text_encoder: TextEncoder) -> VideoTokenizer:
     tokenizer.text_encoder = text_encoder
     tokenizer.eval().requires_grad_(False)
     return tokenizer
+
+
+def num_parameters(tokenizer: VideoTokenizer) -> int:
+    """Learned numbers; codebooks that follow their tokens are learned too, though torch calls them buffers."""
+    followers = (module.codebook for module in tokenizer.modules() if isinstance(module, VectorQuantizer))
+    return sum(values.numel() for values in chain(tokenizer.parameters(), followers))
 
 
 def load_result(bench: Bench, name: str, seed: int, plan: VariantPlan) -> VariantRun | None:
@@ -311,7 +342,7 @@ def seeded(bench: Bench, recipe: Recipe, seed: int) -> Recipe:
 
 
 def origin_of(bench: Bench, plan: VariantPlan, seed: int) -> dict[str, Any]:
-    """What a result follows from (and the media), JSON-ready."""
+    """What a result follows from, JSON-ready; of the media, how many there are."""
     recipe = seeded(bench, plan.recipe, seed)
     settings = to_dict(recipe) | {"train": recipe.train.origin() | {"steps": recipe.train.steps}}
     return {
@@ -319,6 +350,7 @@ def origin_of(bench: Bench, plan: VariantPlan, seed: int) -> dict[str, Any]:
         "quantizer": None if plan.baseline is None else to_dict(plan.baseline),
         "vae": bench.start_digest,
         "clips": [clip.name for clip in bench.clips],
+        "media": {kind: len(entries) for kind, entries in vars(bench.media).items()},
         "protocol": to_dict(bench.protocol),
     }
 

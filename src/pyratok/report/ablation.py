@@ -19,6 +19,8 @@ PAGE = """<!doctype html>
 <title>pyratok: $title</title>
 <link rel="icon" href="data:,">
 <style>$style
+main { max-width: 1480px; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--card); }
 td small { color: var(--soft); } td p { color: var(--soft); font-size: .8rem; white-space: normal; min-width: 16em; }
 .yes { color: #2b9a62; } .no { color: #d2574c; font-weight: 640; } .open { color: var(--soft); }
 </style>
@@ -56,7 +58,8 @@ def render(record: AblationRecord) -> str:
         "verdicts": _verdicts(record),
         "footer": _footer(record),
     }
-    return Template(PAGE).substitute(fields)
+    # Names of files need not be text.
+    return Template(PAGE).substitute(fields).encode("utf-8", "replace").decode()
 
 
 def value_text(row: Row, name: str) -> str:
@@ -92,9 +95,13 @@ def _lead(record: AblationRecord) -> str:
     runs = trained[0].runs
     return (
         f"{len(trained)} of {len(record.rows)} variants trained for {runs[0].steps:,} steps each on the same clips, "
-        f"from the same VAE, with up to {record.seeds} seeds. The training is short: what counts is which variant is "
+        f"from the same VAE, with {_seeds(record.seeds)}. The training is short: what counts is which variant is "
         "ahead of which, not how far any of them gets."
     )
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"up to {count} seeds"
 
 
 def _measured_text(record: AblationRecord) -> str:
@@ -130,7 +137,8 @@ def _measured(record: AblationRecord) -> str:
 
 def _paper_text() -> str:
     return (
-        "The paper's numbers as printed, at its own scale, and whether the reference is ahead of a variant here as it "
+        "The paper's numbers as printed, at its own scale (in some rows of its Table 6 the two data sets have changed "
+        "places; the order is judged by their mean), and whether the reference is ahead of a variant here as it "
         "is there: yes, no, or open, where the difference is no larger than its spread over seeds. Behind it the lead "
         "of the reference. Classification of seen nouns stands for the paper's measures of understanding. Rows without "
         "numbers are not in the paper's tables."
@@ -155,7 +163,7 @@ def _verdicts(record: AblationRecord) -> str:
     """Plain sentences for what does not hold, and what stays open."""
     found = [(row, v) for row in record.rows for v in row.verdicts]
     if not found:
-        return ""
+        return f'<p class="note">No order yet: it takes a run of {escape(record.reference)} beside those of others.</p>'
 
     def listed(holds: bool | None) -> str:
         return "; ".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -12,15 +13,16 @@ from typing import Any, cast
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from pyratok.config import LaPQConfig, from_dict, to_dict
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
 from pyratok.model.alignment import TokenLM
 from pyratok.model.lapq import LaPQLevel
-from pyratok.model.pretrained import from_pretrained
+from pyratok.model.pretrained import from_pretrained, read_config
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import inject
 from pyratok.text.base import TextEncoder
 from pyratok.text.hf import HFTextEncoder
-from pyratok.text.hf_loading import read_config
+from pyratok.text.hf_loading import read_config as read_text_config
 from pyratok.text.minilm import MiniLM
 from pyratok.text.references import DinoReference, ReferenceEncoder, reference_config
 from pyratok.train.language import LanguageObjective, LanguageParts, NoText, frozen_copy
@@ -61,14 +63,14 @@ def resolve(recipe: Recipe) -> Recipe:
             model = replace(model, vae=read_wan_config(sources.vae)[1])
     if sources.text is not None:
         with naming("text"):
-            width: int = read_config(resolve_folder(sources.text)).get_text_config().hidden_size
+            width: int = read_text_config(resolve_folder(sources.text)).get_text_config().hidden_size
         model = replace(model, lapq=replace(model.lapq, text_dim=width))
     if sources.reference is not None:
         with naming("reference"):
             reference_config(sources.reference)
     if sources.lm is not None:
         with naming("lm"):
-            read_config(resolve_folder(sources.lm))
+            read_text_config(resolve_folder(sources.lm))
         if lm is not None:
             lm = replace(lm, backbone=sources.lm, load_in_4bit=sources.load_in_4bit)
     if lm is not None and sources.text is not None:
@@ -105,6 +107,8 @@ def build_objective(recipe: Recipe, init: Path | None, text_encoder: TextEncoder
     elif recipe.stage != "vae" and given is None:
         fix = "give its model folder with --init, or a diffusers folder with --set sources.vae=FOLDER"
         raise ValueError(f"the {recipe.stage} stage starts from a trained VAE; {fix}")
+    if recipe.quantizer == "frozen" and recipe.stage != "vae":
+        require_quantizer(recipe, init)
     channels_last_(model)
 
     def reference() -> ReferenceEncoder:
@@ -166,12 +170,16 @@ def assemble(
 
 def choose_what_learns(recipe: Recipe, model: PyraTok) -> None:
     """Freeze parts of the model and adapt others, in place, as the recipe says for a stage with tokens."""
-    vae = model.vae
     for level in model.lapq.levels:
         # Without captions to learn from, an open gate would let untrained attention disturb the words.
         cast(LaPQLevel, level).text.requires_grad_(recipe.reads_captions)
     if recipe.quantizer == "frozen":
         model.lapq.requires_grad_(False)
+    choose_how_halves_learn(recipe, model.vae)
+
+
+def choose_how_halves_learn(recipe: Recipe, vae: WanVAE) -> None:
+    """Freeze or adapt encoder and decoder around a quantizer, in place, as the recipe says."""
     # The head of the continuous latent is not on the path of the tokens.
     for part in (vae.encoder.norm_out, vae.encoder.conv_out, vae.quant_conv):
         part.requires_grad_(False)
@@ -180,6 +188,7 @@ def choose_what_learns(recipe: Recipe, model: PyraTok) -> None:
     if recipe.encoder == "lora":
         inject(vae.encoder, recipe.lora, ("conv_in", "down_blocks", "mid_block"))
     if recipe.decoder != "full":
+        vae.post_quant_conv.requires_grad_(False)
         vae.decoder.requires_grad_(False)
     if recipe.decoder == "lora":
         inject(vae.decoder, recipe.lora)
@@ -189,6 +198,19 @@ def recompute_(blocks: Iterable[nn.Module]) -> None:
     """Let every block keep its input alone and compute the rest again in the backward pass, in place."""
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def require_quantizer(recipe: Recipe, init: Path | None) -> None:
+    """Raise ValueError where a quantizer that is to be frozen is not that of ``init``: it would stay untrained."""
+    if init is None:
+        raise ValueError("a frozen quantizer has to be trained before; give its model folder with --init")
+    wanted, given = to_dict(recipe.model.lapq), to_dict(from_dict(LaPQConfig, read_config(init)[1]["lapq"]))
+    if not recipe.encoder == recipe.decoder == "frozen":
+        # Of tokens that stay as they are it is a part of the fingerprint, and has to stay too.
+        del wanted["level_dropout"]
+    if other := [name for name in wanted if wanted[name] != given[name]]:
+        fix = " ".join(f"--set model.lapq.{name}={json.dumps(given[name], separators=(',', ':'))}" for name in other)
+        raise ValueError(f"{init}: its quantizer, which is to be frozen, is another one; it needs {fix}")
 
 
 def load_init(model: PyraTok, folder: Path) -> None:

@@ -26,10 +26,10 @@ from pyratok.losses.retention import feature_kl, frame_retention
 from pyratok.model.baseline import BaselineConfig, BaselineTokenizer
 from pyratok.model.pretrained import from_pretrained
 from pyratok.model.pyratok import PyraTok
-from pyratok.nn.lora import inject
 from pyratok.quantization.vq import GumbelQuantizer
 from pyratok.text.base import TextEncoder
 from pyratok.text.minilm import MiniLM
+from pyratok.train.assembly import choose_how_halves_learn
 from pyratok.train.language import CaptionTable, LanguageConfig, frozen_copy
 from pyratok.train.objectives import LossWeights, Named, Objective, Part, draw_part_of_mask
 from pyratok.train.recipe import Recipe
@@ -103,11 +103,11 @@ class BaselineObjective(Objective):
         tokenizer = self.model.tokenizer
         taps = tokenizer.vae.encode_taps(choices["shown"])
         quantized = tokenizer.quantize(taps[-1])
-        q = tokenizer.features(quantized.features)
-        terms, metrics = self.reconstruction_terms(tokenizer.vae.decode(tokenizer.out(q)), video)
+        latent = tokenizer.out(tokenizer.features(quantized.features))
+        terms, metrics = self.reconstruction_terms(tokenizer.vae.decode(latent), video)
         terms |= quantized.losses
         if self.weights.aligns:
-            terms |= self._alignment(q, choices)
+            terms |= self._alignment(tokenizer.meaning(quantized.features), choices)
         if self.reference is not None:
             with torch.no_grad():
                 before = self.reference.encode_taps(choices["shown"])
@@ -159,17 +159,7 @@ def build_baseline(
     channels_last_(model)
     weights = recipe.train.losses
     reference = frozen_copy(vae) if weights.drift or weights.retention else None
-    # The head of the continuous latent is not on the path of the tokens.
-    for part in (vae.encoder.norm_out, vae.encoder.conv_out, vae.quant_conv):
-        part.requires_grad_(False)
-    for half, how, layers in (
-        (vae.encoder, recipe.encoder, ("conv_in", "down_blocks", "mid_block")),
-        (vae.decoder, recipe.decoder, ("",)),
-    ):
-        if how != "full":
-            half.requires_grad_(False)
-        if how == "lora":
-            inject(half, recipe.lora, layers)
+    choose_how_halves_learn(recipe, vae)
     perceptual = st_lpips(frames_per_clip=1) if weights.perceptual else None
     encoder = text_encoder or MiniLM()
     parts = BaselineParts(model)

@@ -78,13 +78,15 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class StageOutline:
-    """What a stage would do. ``shapes``: frames x height x width of its batches, smallest first. ``terms``: loss terms
+    """What a stage would do. ``batch_size``: clips of a step; ``micro_batch``: of what is computed at once, which the
+    activations are those of. ``shapes``: frames x height x width of its batches, smallest first. ``terms``: loss terms
     with their weights. ``trainable`` and ``frozen``: numbers of parameters by part.
     """
 
     name: str
     steps: int
     batch_size: int
+    micro_batch: int
     shapes: tuple[str, ...]
     terms: Mapping[str, float]
     trainable: Mapping[str, int]
@@ -128,6 +130,7 @@ def outline(recipe: Recipe) -> StageOutline:
         name=recipe.name,
         steps=recipe.train.steps,
         batch_size=recipe.train.batch_size,
+        micro_batch=recipe.train.batch_size // recipe.train.accumulate,
         shapes=tuple(map(_named, recipe.shapes)),
         terms=terms,
         trainable=trainable,
@@ -159,7 +162,7 @@ def frozen_models(recipe: Recipe) -> dict[str, Any]:
 
 def fake_objective(recipe: Recipe, perceptual: PerceptualLoss | None, beside: Mapping[str, Any]) -> Objective:
     """The objective as :func:`pyratok.train.assembly.build_objective` makes it, of fake tensors."""
-    return assemble(
+    objective = assemble(
         recipe,
         PyraTok(recipe.model),
         text=lambda: _Text(recipe.model.lapq.text_dim, recipe.language.max_text_tokens),
@@ -167,6 +170,9 @@ def fake_objective(recipe: Recipe, perceptual: PerceptualLoss | None, beside: Ma
         perceptual=perceptual,
         backbone=beside.get("language model"),
     )
+    if isinstance(objective, LanguageObjective) and recipe.buckets is None:
+        objective.learn_names([f"thing {number}" for number in range(recipe.language.vocabulary)])
+    return objective
 
 
 def forward(recipe: Recipe, objective: Objective, shape: Shape, lent: Iterable[Tensor]) -> tuple[dict[str, float], int]:

@@ -86,6 +86,10 @@ class LanguageConfig:
         for name in ("temperature", "contrast", "max_text_tokens", "words"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if self.vocabulary < 0:
+            raise ValueError(f"vocabulary must be a number of names, 0 or more, got {self.vocabulary}")
+        if self.background is not None and not -1 <= self.background <= 1:
+            raise ValueError(f"background must be a cosine in [-1, 1], or null for none, got {self.background}")
 
 
 class LanguageParts(nn.Module):
@@ -302,10 +306,11 @@ class CaptionTable:
         return TextEmbedding(tokens=tokens.contiguous(), mask=mask.contiguous(), pooled=text.pooled)
 
     def names(self, names: Iterable[str]) -> Tensor:
-        """Unit vectors ``[N, D]``; an empty name is any vector."""
+        """Unit vectors ``[N, D]``, on the CPU; an empty name is any vector."""
         names = list(names)
         if new := sorted(set(names) - self.known.keys()):
-            self.known |= dict(zip(new, self.encoder.encode(new).pooled, strict=True))
+            # The encoder moves to the device of the training after it has told the names of objects in general.
+            self.known |= dict(zip(new, self.encoder.encode(new).pooled.cpu(), strict=True))
         return torch.stack([self.known[name] for name in names])
 
 

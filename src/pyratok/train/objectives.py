@@ -102,10 +102,11 @@ class Objective(nn.Module):
         self.model, self.weights, self.perceptual = model, weights, perceptual
 
     def prepare(self, batch: Any, part: Part | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """A batch of the dataset as clips in [-1, 1] and the choices of this step, for :meth:`terms`; on the CPU.
+        """A batch of the dataset as clips in [-1, 1] and the choices of this step, for :meth:`terms`.
 
         Random ones come from torch's generator, which the trainer seeds for every step, and are drawn for the whole
-        step, of which the batch is ``part`` (by default all). All tensors begin with the batch axis, or are scalars.
+        step, of which the batch is ``part`` (by default all). All tensors begin with the batch axis, or are the same
+        for every part.
         """
         return to_signed(batch), {}
 

@@ -124,7 +124,8 @@ def join_ranks() -> Ranks:
         raise ValueError("the trainer does not shard models (FSDP); launch it with --multi_gpu in place of --use_fsdp")
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
-        mixed_precision="no",  # train.bf16 decides
+        mixed_precision="no",  # train.bf16 decides,
+        dynamo_backend="no",  # and train.compile
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=PATIENCE),
             # Which parts learn depends on the stage, and on the captions of the batch.

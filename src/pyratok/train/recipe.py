@@ -77,6 +77,8 @@ class Recipe:
             raise ValueError(f"one of {choices} is not one of the documented choices")
         if self.quantizer not in ("frozen", "full"):
             raise ValueError(f"quantizer must be 'frozen' or 'full', got {self.quantizer!r}")
+        if self.stage == "language" and self.train.losses.aligns and self.model.text_head is None:
+            raise ValueError("losses that align tokens with text need a text head; set model.text_head={} or them to 0")
         if self.buckets is not None and (self.data.photos or self.data.sprites or self.data.scenes):
             raise ValueError("buckets are cut from footage alone; set data.photos, data.sprites and data.scenes to 0")
         for frames, height, width in self.shapes:
@@ -106,7 +108,7 @@ class Recipe:
 
         Raises ValueError where ``init`` is no model folder.
         """
-        found: dict[str, Any] = to_dict(self) | {"train": self.train.origin()}
+        found: dict[str, Any] = to_dict(self) | {"train": self.train.origin(), "init": None}
         del found["checkpointing"]  # another way to the same losses
         if init is not None:
             _, config = read_config(init)

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pyratok.data.manifests import gather
+from pyratok.data.mixes import kinds_there
 from pyratok.model.pretrained import CONFIG
 from pyratok.train.assembly import resolve
 from pyratok.train.checkpoint import checkpoint_to_resume, latest_checkpoint
@@ -58,26 +60,27 @@ def run_plan(
     folders = [plan.folder(out, number) for number in range(len(plan.stages))]
     if not resume and any(latest_checkpoint(folder / "checkpoints") for folder in folders):
         raise ValueError(f"{out} already holds checkpoints; pass --resume to go on, or choose another folder")
-    model = init
-    recipes = [resolve(recipe) for recipe in plan.stages]  # a wrong folder is found before the first stage, not after
+    model, ranks = init, join_ranks()
+    with ranks.first_alone():  # a hub id is fetched once
+        recipes = [resolve(recipe) for recipe in plan.stages]  # a wrong folder is found before the first stage
+    finished = [resume and _is_finished(*pair) for pair in zip(recipes, folders, strict=True)]
+    _require_media([recipe for recipe, done in zip(recipes, finished, strict=True) if not done], roots)
     for number, (recipe, folder) in enumerate(zip(recipes, folders, strict=True)):
-        finished = folder / "model"
-        if resume and (finished / CONFIG).is_file() and _steps_done(folder) >= recipe.train.steps:
+        if finished[number]:
             checkpoint_to_resume(folder, resume, recipe.origin(model))
         else:
             on_stage(number)
             told = partial(_tell, on_log, recipe.name)
             run(recipe, roots, folder, init=model, resume=resume, cache=out / "frames", on_log=told)
-        model = finished
+        model = folder / "model"
         if _steps_done(folder) < recipe.train.steps:
             return model
     assert model is not None
-    ranks = join_ranks()
     with ranks.first_alone():
         if ranks.first:
             for name in ("model", LM):
+                shutil.rmtree(out / name, ignore_errors=True)  # also where an earlier plan had it and this one has not
                 if (model.parent / name).is_dir():
-                    shutil.rmtree(out / name, ignore_errors=True)
                     with replacing_folder(out / name) as unfinished:
                         shutil.copytree(model.parent / name, unfinished, dirs_exist_ok=True)
     return out / "model"
@@ -85,6 +88,21 @@ def run_plan(
 
 def _tell(on_log: Callable[[dict[str, Any]], None], stage: str, record: dict[str, Any]) -> None:
     on_log({"stage": stage, **record})
+
+
+def _is_finished(recipe: Recipe, folder: Path) -> bool:
+    return (folder / "model" / CONFIG).is_file() and _steps_done(folder) >= recipe.train.steps
+
+
+def _require_media(recipes: Sequence[Recipe], roots: Sequence[str | Path]) -> None:
+    """Raise ValueError for a stage that there are no clips for, before those ahead of it have taken hours."""
+    found = {exclude: gather(roots, exclude=exclude) for exclude in {recipe.data.exclude for recipe in recipes}}
+    for recipe in recipes:
+        try:
+            if recipe.buckets is None:
+                kinds_there(recipe.data, found[recipe.data.exclude], captioned=recipe.stage == "language")
+        except ValueError as error:
+            raise ValueError(f"stage {recipe.name}: {error}; or choose among the stages by --stage") from error
 
 
 def _steps_done(folder: Path) -> int:

@@ -41,8 +41,8 @@ class TrainConfig:
 
     ``batch_size``: clips of an optimiser step, those of all processes together. ``accumulate``: micro-batches that a
     step is computed in, one after another, to save memory. Terms that are means over clips do not depend on it; those
-    with statistics of the batch see a micro-batch at a time (batch entropy, contrastive terms and grounding, and the
-    other terms with text as far as micro-batches have unequally many clips without a caption).
+    with statistics of the batch see a micro-batch at a time (batch entropy, contrastive terms, grounding and naming,
+    and the other terms with text as far as micro-batches have unequally many clips without a caption).
     """
 
     steps: int
