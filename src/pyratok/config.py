@@ -7,6 +7,7 @@ import difflib
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -49,6 +50,32 @@ def from_dict(cls: type[ConfigT], values: dict[str, Any]) -> ConfigT:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         _require(key in fields or not required, f"{cls.__name__} needs the field {key!r}")
     return cls(**fields)
+
+
+def set_field(fields: dict[str, Any], path: str, value: Any) -> bool:
+    """Set a dotted field, such as ``train.steps``, of what :func:`to_dict` gave; False where it is not there."""
+    section, name = section_of(fields, path), path.rpartition(".")[2]
+    if name not in section:
+        return False
+    section[name] = value
+    return True
+
+
+def section_of(fields: dict[str, Any], path: str) -> dict[str, Any]:
+    """The part of ``fields`` that a dotted field would be in; empty where there is no such part."""
+    section: Any = fields
+    for parent in path.split(".")[:-1]:
+        section = section.get(parent) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else {}
+
+
+def field_paths(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all fields of what :func:`to_dict` gave."""
+    return [
+        path
+        for key, value in fields.items()
+        for path in (field_paths(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
+    ]
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

@@ -109,7 +109,7 @@ def build_plan(name: str, overrides: Mapping[str, Any], stages: Sequence[str] | 
     ``{"alignment.train.steps": 10}`` is for one stage, ``{"train.steps": 10}`` for all.
     Raises: ValueError for an unknown recipe, stage or field, or a value that the recipe refuses.
     """
-    from pyratok.config import from_dict, nearest, to_dict
+    from pyratok.config import field_paths, from_dict, nearest, set_field, to_dict
     from pyratok.recipes import RECIPES
     from pyratok.train.stages import Plan
 
@@ -125,21 +125,9 @@ def build_plan(name: str, overrides: Mapping[str, Any], stages: Sequence[str] | 
         first, _, rest = key.partition(".")
         targets, field = ([known[first]], rest) if first in known else (list(chosen.values()), key)
         for fields in targets:
-            if not _replace(fields, field, value):
-                raise ValueError(f"recipe {name} has no field {key!r}{nearest(field, _paths(fields))}")
+            if not set_field(fields, field, value):
+                raise ValueError(f"recipe {name} has no field {key!r}{nearest(field, field_paths(fields))}")
     return from_dict(Plan, {"name": name, "stages": list(chosen.values())})
-
-
-def _replace(fields: dict[str, Any], path: str, value: Any) -> bool:
-    """Set a dotted field that is there; False where it is not."""
-    *parents, last = path.split(".")
-    section: Any = fields
-    for parent in parents:
-        section = section.get(parent) if isinstance(section, dict) else None
-    if not isinstance(section, dict) or last not in section:
-        return False
-    section[last] = value
-    return True
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
@@ -157,12 +145,3 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             overrides[name.strip()] = text
     return overrides
-
-
-def _paths(fields: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all fields."""
-    return [
-        path
-        for key, value in fields.items()
-        for path in (_paths(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"])
-    ]

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-import pyratok
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
-from pyratok.eval.base import HashedProtocol
+from pyratok.eval.base import HashedProtocol, versions
 from pyratok.eval.language import LanguageProtocol, evaluate_language
 from pyratok.eval.reconstruction import EvalProtocol, evaluate_reconstruction, load_clip
 
@@ -164,8 +163,8 @@ class AblationRecord:
             "ablation": self.name,
             "title": self.title,
             "reference": self.reference,
-            "protocol": asdict(self.protocol) | {"digest": self.protocol.digest},
-            "versions": {"pyratok": pyratok.__version__, "torch": torch.__version__},
+            "protocol": self.protocol.to_dict(),
+            "versions": versions(),
             "clips": list(self.clips),
             "held_out": self.held_out,
             "seeds": self.seeds,

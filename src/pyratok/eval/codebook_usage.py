@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-import pyratok
 from pyratok.data.datasets import MixedClips, batches, to_signed
+from pyratok.eval.base import versions
 from pyratok.quantization.usage import CodebookUsage, UsageSummary
 from pyratok.types import ModelId
 
@@ -51,7 +49,7 @@ class UsageRecord:
         return {
             "protocol": asdict(self.protocol),
             "model": asdict(self.model),
-            "versions": {"pyratok": pyratok.__version__, "torch": torch.__version__},
+            "versions": versions(),
             "clips": self.clips,
             "usage": asdict(self.usage),
         }

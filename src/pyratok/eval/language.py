@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import pyratok
 from pyratok.data.captioned import pool_masks
 from pyratok.data.datasets import to_signed
 from pyratok.data.scenes import CaptionedClip, render
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
-from pyratok.eval.base import HashedProtocol
+from pyratok.eval.base import HashedProtocol, versions
 from pyratok.types import ModelId, TokenPyramid
 
 if TYPE_CHECKING:
@@ -70,9 +69,9 @@ class LanguageRecord:
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
-            "protocol": asdict(self.protocol) | {"digest": self.protocol.digest},
+            "protocol": self.protocol.to_dict(),
             "model": asdict(self.model),
-            "versions": {"pyratok": pyratok.__version__, "torch": torch.__version__},
+            "versions": versions(),
             "scores": [asdict(score) for score in self.scores],
         }
 

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import pyratok
 from pyratok.data.synthetic import CaptionedScenes
-from pyratok.eval.base import HashedProtocol
+from pyratok.eval.base import HashedProtocol, versions
 from pyratok.eval.language import to_video
 from pyratok.quantization.bits import ids_to_signs
 from pyratok.types import ModelId, TextEmbedding
@@ -69,9 +68,9 @@ class PredictabilityRecord:
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
-            "protocol": asdict(self.protocol) | {"digest": self.protocol.digest},
+            "protocol": self.protocol.to_dict(),
             "model": asdict(self.model),
-            "versions": {"pyratok": pyratok.__version__, "torch": torch.__version__},
+            "versions": versions(),
             "nouns": self.nouns,
             "levels": [asdict(level) for level in self.levels],
         }

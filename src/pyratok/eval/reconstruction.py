@@ -9,12 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-import pyratok
 from pyratok.data.manifests import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from pyratok.data.video_io import FALLBACK_FPS, load_video, to_uint8
-from pyratok.eval.base import HashedProtocol
+from pyratok.eval.base import HashedProtocol, versions
 from pyratok.metrics.codecs import UnreachableRateError, x265_at_bpp
 from pyratok.metrics.reconstruction import psnr, ssim
 from pyratok.types import ModelId, TokenPyramid, Video
@@ -86,9 +83,9 @@ class ReconstructionRecord:
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         return {
-            "protocol": asdict(self.protocol) | {"digest": self.protocol.digest},
+            "protocol": self.protocol.to_dict(),
             "model": asdict(self.model),
-            "versions": {"pyratok": pyratok.__version__, "torch": torch.__version__},
+            "versions": versions(),
             "clips": [asdict(clip) for clip in self.clips],
             "mean": [asdict(score) for score in self.mean],
         }

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pyratok.config import LaPQConfig, from_dict, nearest, to_dict
+from pyratok.config import LaPQConfig, from_dict, nearest, section_of, set_field, to_dict
 from pyratok.data.masking import MaskingConfig
 from pyratok.eval.ablation import Outline
 from pyratok.model.baseline import BaselineConfig
@@ -148,14 +148,9 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """
     fields = to_dict(recipe)
     for path, value in changes.items():
-        *parents, last = path.split(".")
-        section: Any = fields
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not isinstance(section, dict) or last not in section:
-            hint = nearest(last, section) if isinstance(section, dict) else ""
+        if not set_field(fields, path, value):
+            hint = nearest(path.rpartition(".")[2], section_of(fields, path))
             raise ValueError(f"the base recipe has no field {path!r}{hint}")
-        section[last] = value
     return from_dict(Recipe, fields)
 
 

@@ -22,7 +22,6 @@ from pyratok.losses.alignment import (
     text_conditioned_alignment,
 )
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
-from pyratok.losses.retention import feature_kl, frame_retention
 from pyratok.model.baseline import BaselineConfig, BaselineTokenizer
 from pyratok.model.pretrained import from_pretrained
 from pyratok.model.pyratok import PyraTok
@@ -30,7 +29,7 @@ from pyratok.quantization.vq import GumbelQuantizer
 from pyratok.text.base import TextEncoder
 from pyratok.text.minilm import MiniLM
 from pyratok.train.assembly import choose_how_halves_learn
-from pyratok.train.language import CaptionTable, LanguageConfig, frozen_copy
+from pyratok.train.language import CaptionTable, LanguageConfig, frozen_copy, moved_features
 from pyratok.train.objectives import LossWeights, Named, Objective, Part, draw_part_of_mask
 from pyratok.train.recipe import Recipe
 from pyratok.types import LossTerms
@@ -109,13 +108,7 @@ class BaselineObjective(Objective):
         if self.weights.aligns:
             terms |= self._alignment(tokenizer.meaning(quantized.features), choices)
         if self.reference is not None:
-            with torch.no_grad():
-                before = self.reference.encode_taps(choices["shown"])
-            if self.weights.drift:
-                terms["drift"] = feature_kl(taps[-1], before[-1])
-            if self.weights.retention:
-                now, then = (first.mean(dim=(3, 4)).mT for first in (taps[0], before[0]))
-                terms["retention"] = frame_retention(now, then)
+            terms |= moved_features(self.weights, taps, self.reference, choices["shown"])
         return terms, metrics
 
     def _alignment(self, q: Tensor, choices: dict[str, Tensor]) -> Named:

@@ -270,8 +270,8 @@ class LanguageObjective(Objective):
 
         An image encoder looks at whole frames: what it sees in masked ones says nothing of the video.
         """
-        terms: Named = {}
         if not isinstance(self.reference, WanVAE):
+            terms: Named = {}
             assert self.reference is not None
             assert self.model.projector is not None
             with torch.no_grad():
@@ -281,14 +281,20 @@ class LanguageObjective(Objective):
             if self.weights.retention:
                 terms["retention"] = self.model.projector.retention(taps[-1], seen)
             return terms
-        with torch.no_grad():
-            before = self.reference.encode_taps(shown)
-        if self.weights.drift:
-            terms["drift"] = feature_kl(taps[-1], before[-1])
-        if self.weights.retention:
-            now, then = (first.mean(dim=(3, 4)).mT for first in (taps[0], before[0]))
-            terms["retention"] = frame_retention(now, then)
-        return terms
+        return moved_features(self.weights, taps, self.reference, shown)
+
+
+def moved_features(weights: LossWeights, taps: Sequence[Tensor], reference: WanVAE, shown: Tensor) -> Named:
+    """How far ``taps`` of the clips ``shown`` are from those of the encoder as it was (:func:`frozen_copy`)."""
+    with torch.no_grad():
+        before = reference.encode_taps(shown)
+    terms: Named = {}
+    if weights.drift:
+        terms["drift"] = feature_kl(taps[-1], before[-1])
+    if weights.retention:
+        now, then = (first.mean(dim=(3, 4)).mT for first in (taps[0], before[0]))
+        terms["retention"] = frame_retention(now, then)
+    return terms
 
 
 class CaptionTable:
