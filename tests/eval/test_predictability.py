@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from pyratok.data.manifests import Entry
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
@@ -21,6 +22,7 @@ from pyratok.eval.predictability import (
     word_entropy,
 )
 from pyratok.model.alignment import TokenLM, TokenLMConfig
+from pyratok.quantization.usage import CodebookUsage, LevelUsage
 from tiny import StubText, tiny_pyratok
 
 pytest.importorskip("transformers")
@@ -28,18 +30,29 @@ pytest.importorskip("transformers")
 PROTOCOL = PredictabilityProtocol(clips=3, counted_clips=4, windows=2, frames=5, size=32, batch_size=2)
 
 
+def counted(ids: Tensor, num_bits: int) -> LevelUsage:
+    usage = CodebookUsage(1, num_bits)
+    usage.update([ids])
+    return usage.summary().levels[0]
+
+
 def test_entropy_of_words_is_exact_up_to_its_correction() -> None:
-    ids = torch.arange(8).repeat(1000)
-    assert word_entropy(ids) == pytest.approx(3 + 7 / (2 * math.log(2) * 8000))
-    assert word_entropy(torch.full((50,), 3)) == 0
-    assert bit_entropies(ids, 4) == pytest.approx(3)  # the fourth bit never moves
+    usage = counted(torch.arange(8).repeat(1000), num_bits=4)
+    assert word_entropy(usage) == pytest.approx(3 + 7 / (2 * math.log(2) * 8000))
+    assert word_entropy(counted(torch.full((50,), 3), num_bits=4)) == 0
+    assert bit_entropies(usage) == pytest.approx(3)  # the fourth bit never moves
 
 
 def test_bits_one_by_one_cost_no_less_than_words() -> None:
     low = torch.randint(0, 16, (5000,), generator=torch.Generator().manual_seed(0))
-    twice = low | low << 4  # half of the bits repeat the others
-    assert bit_entropies(twice, 8) == pytest.approx(8, abs=0.01)
+    twice = counted(low | low << 4, num_bits=8)  # half of the bits repeat the others
+    assert bit_entropies(twice) == pytest.approx(8, abs=0.01)
     assert word_entropy(twice) == pytest.approx(4, abs=0.01)
+
+
+def test_words_too_wide_to_be_counted_are_refused() -> None:
+    with pytest.raises(ValueError, match="words of 24 bits are too many"):
+        word_entropy(counted(torch.arange(8), num_bits=24))
 
 
 def test_a_wrong_caption_is_another_one() -> None:

@@ -21,6 +21,7 @@ from pyratok.data.synthetic import CaptionedScenes
 from pyratok.eval.base import HashedProtocol, versions
 from pyratok.eval.language import to_video
 from pyratok.quantization.bits import ids_to_signs
+from pyratok.quantization.usage import CodebookUsage, LevelUsage
 from pyratok.types import ModelId, TextEmbedding
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ class PredictabilityProtocol(HashedProtocol):
     clips: int = 200
     counted_clips: int = 1000
     windows: int = 3
-    frames: int = 17
-    size: int = 64
+    frames: int = 9
+    size: int = 96
     batch_size: int = 8
     seed: int = 11
     shuffled: str = "the caption of the next clip that has another one"
@@ -104,6 +105,8 @@ def evaluate_predictability(
         encoded.append(tokenizer.encode(to_video(clips)).levels)
         on_share((start + count) / work)
     words = [torch.cat(level) for level in zip(*encoded, strict=True)]
+    usage = CodebookUsage(len(words), tokenizer.num_bits)
+    usage.update(words)
     right = captions[: protocol.clips]
     wrong = shuffled(right)
     spent = {name: torch.zeros(len(words), dtype=torch.float64) for name in CONDITIONS}
@@ -119,10 +122,10 @@ def evaluate_predictability(
         LevelBits(
             level=index + 1,
             predicted={name: float(bits[index] / protocol.clips) for name, bits in spent.items()},
-            unigram=word_entropy(ids),
-            independent=bit_entropies(ids, tokenizer.num_bits),
+            unigram=word_entropy(level),
+            independent=bit_entropies(level),
         )
-        for index, ids in enumerate(words)
+        for index, level in enumerate(usage.summary().levels)
     )
     return PredictabilityRecord(protocol=protocol, model=tokenizer.model_id, nouns=nouns, levels=levels)
 
@@ -138,18 +141,19 @@ def shuffled(captions: Sequence[str]) -> list[str]:
     return [next(other for other in twice[place:] if other != caption) for place, caption in enumerate(captions)]
 
 
-def word_entropy(ids: Tensor) -> float:
-    """Entropy in bits of the words of integer ``ids``, with the Miller-Madow correction for a finite sample."""
-    counts = torch.bincount(ids.flatten().long())
-    counts = counts[counts > 0].double()
-    share = counts / counts.sum()
-    plugged_in = -(share * share.log2()).sum()
-    return float(plugged_in + (len(counts) - 1) / (2 * math.log(2) * counts.sum()))
+def word_entropy(usage: LevelUsage) -> float:
+    """Entropy in bits of the words counted, with the Miller-Madow correction for a finite sample.
+
+    Raises: ValueError where words are too wide to be counted.
+    """
+    if usage.perplexity is None or usage.unique is None:
+        raise ValueError(f"words of {len(usage.bit_means)} bits are too many to be counted one by one")
+    return math.log2(usage.perplexity) + (usage.unique - 1) / (2 * math.log(2) * usage.tokens)
 
 
-def bit_entropies(ids: Tensor, num_bits: int) -> float:
-    """Sum over the bits of ``ids`` of the entropy of each, in bits: no less than the entropy of the words."""
-    means = torch.stack([(ids >> bit & 1).double().mean() for bit in range(num_bits)])
+def bit_entropies(usage: LevelUsage) -> float:
+    """Sum over the bits of the entropy of each, in bits: no less than the entropy of the words."""
+    means = torch.tensor(usage.bit_means, dtype=torch.float64)
     return float(-(torch.xlogy(means, means) + torch.xlogy(1 - means, 1 - means)).sum() / math.log(2))
 
 

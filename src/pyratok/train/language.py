@@ -50,6 +50,7 @@ from pyratok.train.objectives import (
     Objective,
     Part,
     codebook_terms,
+    draw_bit_order,
     draw_levels,
     draw_part_of_mask,
 )
@@ -153,6 +154,7 @@ class LanguageObjective(Objective):
         shape = (size, -1, text.pooled.shape[1])
         choices = {
             "kept_levels": part.of(draw_levels(self.model.tokenizer, part.total)),
+            "bit_order": draw_bit_order(self.model.tokenizer),
             "shown": mask.apply(clips).contiguous(memory_format=torch.channels_last_3d),
             "window": torch.rand(()),
             "text_tokens": text.tokens,
@@ -183,7 +185,7 @@ class LanguageObjective(Objective):
         if self.weights.reconstructs:
             latent = tokenizer.lapq.latent(bits, choices["kept_levels"])
             terms, metrics = self.reconstruction_terms(tokenizer.vae.decode(latent), video)
-        found, health = codebook_terms(levels, weights)
+        found, health = codebook_terms(levels, weights, choices["bit_order"])
         terms, metrics = {**terms, **found}, {**metrics, **health}
         if weights.hierarchical:
             terms["hierarchical"] = self._hierarchical(levels)

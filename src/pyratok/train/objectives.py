@@ -26,6 +26,9 @@ from pyratok.vae.wan import WanVAE
 
 Named = dict[str, Tensor]
 
+GROUP_BITS = 8
+"""How many bits of a word batch entropy sees together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
@@ -160,18 +163,24 @@ class TokenizerObjective(Objective):
 
     def prepare(self, batch: Any, part: Part | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         part = part or Part.whole(len(batch))
-        return to_signed(batch), {"kept_levels": part.of(draw_levels(self.model, part.total))}
+        choices = {"kept_levels": part.of(draw_levels(self.model, part.total)), "bit_order": draw_bit_order(self.model)}
+        return to_signed(batch), choices
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         kept = choices["kept_levels"]
         output = self.model(video, kept_levels=kept)
         terms, metrics = self.reconstruction_terms(output.reconstruction, video)
-        found, health = codebook_terms(output.levels, self.weights)
+        found, health = codebook_terms(output.levels, self.weights, choices["bit_order"])
         return {**terms, **found}, {**metrics, **health}
 
 
-def codebook_terms(levels: Sequence[LevelOutput], weights: LossWeights) -> tuple[Named, Named]:
+def codebook_terms(levels: Sequence[LevelOutput], weights: LossWeights, bit_order: Tensor) -> tuple[Named, Named]:
     """The terms of eq. 2 that look at one level alone, means over levels, and the codebook's health per level.
+
+    Bits that are even one by one may still repeat one another, and a word of 16 then says less than 16 bits: the batch
+    entropy looks at groups of them, made anew at each step (``bit_order``), so that no pair is always apart. It is that
+    of the signs, softened alike, with their straight-through gradient: of the values before the sign it would also
+    rise by making them small, which tells no word from another.
 
     Health is that of the batch of all ranks: a part of it looks worse than the whole.
     """
@@ -182,7 +191,9 @@ def codebook_terms(levels: Sequence[LevelOutput], weights: LossWeights) -> tuple
     if weights.sample_entropy:
         terms["sample_entropy"] = torch.stack([sample_entropy(o.presign) for o in levels]).mean()
     if weights.batch_entropy:
-        terms["batch_entropy"] = -torch.stack([batch_entropy(o.presign, across_ranks=True) for o in levels]).mean()
+        shuffled = [o.bits.index_select(1, bit_order) for o in levels]
+        spread = [batch_entropy(bits, group_bits=GROUP_BITS, across_ranks=True) for bits in shuffled]
+        terms["batch_entropy"] = -torch.stack(spread).mean()
     with torch.no_grad():
         for number, level in enumerate(levels, start=1):
             mean = (mean_across_ranks(level.bits.mean(dim=(0, 2, 3, 4))) + 1) / 2
@@ -196,6 +207,11 @@ def draw_levels(model: PyraTok, batch_size: int) -> Tensor:
     kept = torch.randint(1, model.num_levels + 1, (batch_size,))
     dropped = torch.rand(batch_size) < model.config.lapq.level_dropout
     return torch.where(dropped, kept, model.num_levels)
+
+
+def draw_bit_order(model: PyraTok) -> Tensor:
+    """Which bits of a word stand next to each other in :func:`codebook_terms`, int64 ``[16]``."""
+    return torch.randperm(model.config.lapq.num_bits)
 
 
 def draw_part_of_mask(config: MaskingConfig, clips: Tensor, part: Part) -> InputMask:
