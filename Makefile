@@ -28,8 +28,9 @@ format: $(VENV)/.dev  ## put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## side-by-side timings, on an idle machine
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(VENV)/.bench  ## side-by-side timings, on an idle machine, and docs/performance.md (ARGS=--quick: do they run?)
+	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+	$(BIN)/python benchmarks/report.py
 
 clean:  ## remove the environment, caches and the demo's output
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist pyratok-demo
@@ -48,4 +49,9 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: $(VENV)/.core
 	@echo "Installing the development tools into $(VENV) (once)"
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: benchmarks/requirements.txt $(VENV)/.dev
+	@echo "Installing what the benchmarks compare with into $(VENV) (once)"
+	$(PIP) -r $<
 	@touch $@

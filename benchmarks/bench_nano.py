@@ -1,99 +1,139 @@
-"""Speed and memory of pyratok-nano at 256x256, beside diffusers' frame-by-frame loop on the same weights.
+"""Speed, latency and memory of pyratok-nano at 256x256, beside diffusers' frame-by-frame loop on the same weights.
 
-Encode is video to ids, decode is ids to video, both with everything around them. diffusers has no token path, so the
-ratio compares the VAE alone: its features up to the middle block, and its decoder. nano departs from stock Wan in one
-stage that halves time but not space, and in having no middle attention: diffusers' modules get the same change.
+Encode is video to ids, decode is ids to video, both with everything around them, whole and as streams in pieces of 1,
+2 and 4 latent steps. Latency is that of a live stream: frames come one at a time, and it is the time from the last
+frame that a latent step needs until its tokens are there. diffusers has no token path, so that the ratio compares the
+VAE alone: its features up to the latent, and its decoder.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from common import interleaved, write
-from diffusers import AutoencoderKLWan
-from torch import nn
+from common import (
+    frame_blocks,
+    in_fresh_process,
+    interleaved,
+    parser,
+    percentile,
+    publish,
+    random_tokens,
+    ratio,
+    rounded,
+    sample,
+    token_parts,
+)
+from peers import as_diffusers
+from torch import Tensor
 
 from pyratok import PyraTok
-from pyratok.config import WanVAEConfig
-from pyratok.vae.wan import WanVAE
+from pyratok.model.base import VideoTokenizer
+from pyratok.types import TokenPyramid
 
-FRAMES, SIZE = 33, 256
-
-
-def as_diffusers(vae: WanVAE) -> AutoencoderKLWan:
-    """The same VAE as diffusers runs it."""
-    config: WanVAEConfig = vae.config
-    reference = AutoencoderKLWan(
-        base_dim=config.base_dim,
-        z_dim=config.z_dim,
-        dim_mult=list(config.dim_mult),
-        num_res_blocks=config.num_res_blocks,
-        temperal_downsample=list(config.temporal_downsample),
-        latents_mean=[0.0] * config.z_dim,
-        latents_std=[1.0] * config.z_dim,
-        in_channels=3 * config.patch_size**2,
-        out_channels=3 * config.patch_size**2,
-        patch_size=config.patch_size,
-    )
-    for half, blocks in ((reference.encoder, "down_blocks"), (reference.decoder, "up_blocks")):
-        half.mid_block.attentions = nn.ModuleList([nn.Identity()])
-        for module in getattr(half, blocks).modules():
-            if type(module).__name__ != "WanResample":
-                continue
-            dim, out_dim = module.resample[1].in_channels, module.resample[1].out_channels
-            if _keeps_space(config, dim, encoder=half is reference.encoder):
-                module.resample = nn.Sequential(nn.Identity(), nn.Conv2d(dim, out_dim, 3, padding=1))
-    reference.load_state_dict(vae.state_dict())
-    return reference.eval()
+DTYPES = ("float32", "bfloat16")
+PIECES = (1, 2, 4)
+WARM_UP = 3  # latent steps that do not count for the latency
 
 
-def _keeps_space(config: WanVAEConfig, dim: int, encoder: bool) -> bool:
-    """Is the resampling layer with ``dim`` input channels one that leaves space alone?"""
-    widths = [config.base_dim * m for m in (config.dim_mult[:-1] if encoder else config.dim_mult[1:])]
-    return not config.halves_space[widths.index(dim)]
+def encode_stream(model: VideoTokenizer, video: Tensor, steps: int) -> None:
+    with model.stream() as stream:
+        for frames in frame_blocks(video, model.latent_stride, steps):
+            stream.push(frames)
+        stream.flush()
 
 
-def peak_mebibytes() -> float:
-    """Peak resident memory of a fresh process that encodes and decodes one clip, in MiB."""
-    code = (
-        "import torch, resource; from pyratok import PyraTok; m = PyraTok.from_pretrained();"
-        f"x = torch.rand(1, 3, {FRAMES}, {SIZE}, {SIZE}) * 2 - 1; m.decode(m.encode(x));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-    )
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+def decode_stream(model: VideoTokenizer, parts: list[TokenPyramid]) -> None:
+    with model.decode_stream() as stream:
+        for part in parts:
+            stream.push(part)
+
+
+def compare(dtype: str, video: Tensor, rounds: int) -> dict[str, Any]:
+    """Seconds of everything in one type, frames per second, and ratios to diffusers."""
+    model = PyraTok.from_pretrained(dtype=getattr(torch, dtype))
+    reference = as_diffusers(model.vae)
+    tokens = model.encode(video)
+    x = video.to(getattr(torch, dtype))
+    latent = torch.randn(1, model.vae.config.z_dim, *tokens.geometry.grid(-1)).to(x.dtype)
+    candidates: dict[str, Callable[[], Any]] = {
+        "encode": lambda: model.encode(video),
+        "decode": lambda: model.decode(tokens),
+        "vae_encode": lambda: model.vae.encode(x),
+        "diffusers_encode": lambda: reference._encode(x),
+        "vae_decode": lambda: model.vae.decode(latent),
+        "diffusers_decode": lambda: reference._decode(latent),
+    }
+    for steps in PIECES:
+        parts = token_parts(tokens, steps)
+        candidates[f"encode_stream_{steps}"] = lambda n=steps: encode_stream(model, video, n)
+        candidates[f"decode_stream_{steps}"] = lambda p=parts: decode_stream(model, p)
+    with torch.no_grad():
+        seconds = interleaved(candidates, rounds)
+    coders = [name for name in candidates if name.partition("_")[0] in ("encode", "decode")]
+    return {
+        "seconds": rounded(seconds),
+        "frames_per_second": {name: round(video.shape[2] / seconds[name], 1) for name in coders},
+        "vae_times_diffusers": {
+            way: ratio(seconds[f"diffusers_{way}"], seconds[f"vae_{way}"]) for way in ("encode", "decode")
+        },
+    }
+
+
+def latency(dtype: str, video: Tensor) -> dict[str, Any]:
+    """Milliseconds of the pushes that complete a latent step, frame by frame, and of decoding each step's tokens."""
+    model = PyraTok.from_pretrained(dtype=getattr(torch, dtype))
+    waits: dict[str, list[float]] = {"encode": [], "decode": []}
+    with model.stream() as encoder, model.decode_stream() as decoder:
+        for frame in video.unbind(2):
+            start = time.perf_counter()
+            part = encoder.push(frame[:, :, None])
+            ready = time.perf_counter()
+            if part is not None:
+                decoder.push(part)
+                waits["encode"].append(1000 * (ready - start))
+                waits["decode"].append(1000 * (time.perf_counter() - ready))
+    return {
+        way: {
+            "steps": len(counted := values[WARM_UP:]),
+            "p50_ms": round(statistics.median(counted), 2),
+            "p95_ms": round(percentile(counted, 95), 2),
+        }
+        for way, values in waits.items()
+    }
+
+
+def one_pass(dtype: str, way: str, frames: int, size: int) -> Callable[[], None]:
+    """For :func:`in_fresh_process`: encode or decode one clip."""
+    model = PyraTok.from_pretrained(dtype=getattr(torch, dtype))
+    video, tokens = sample(frames, size), random_tokens(model, frames, size, size)
+
+    def work() -> None:
+        model.encode(video) if way == "encode" else model.decode(tokens)
+
+    return work
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    video = torch.rand(1, 3, FRAMES, SIZE, SIZE) * 2 - 1
-    results = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        model = PyraTok.from_pretrained(dtype=dtype)
-        reference = as_diffusers(PyraTok.from_pretrained().vae).to(dtype)
-        x = video.to(dtype)
-        tokens = model.encode(video)
-        latent = torch.randn(1, model.vae.config.z_dim, *tokens.geometry.grid(-1), dtype=dtype)
-        with torch.inference_mode():
-            seconds = interleaved(
-                {
-                    "encode": lambda m=model: m.encode(video),
-                    "decode": lambda m=model, t=tokens: m.decode(t),
-                    "vae_encode": lambda m=model, x=x: m.vae.encode(x),
-                    "vae_decode": lambda m=model, z=latent: m.vae.decode(z),
-                    "diffusers_encode": lambda r=reference, x=x: r._encode(x),
-                    "diffusers_decode": lambda r=reference, z=latent: r._decode(z),
-                }
-            )
-        results[str(dtype).removeprefix("torch.")] = {
-            "seconds": {name: round(value, 4) for name, value in seconds.items()},
-            "encode_frames_per_second": round(FRAMES / seconds["encode"], 1),
-            "decode_frames_per_second": round(FRAMES / seconds["decode"], 1),
-            "vae_encode_times_diffusers": round(seconds["diffusers_encode"] / seconds["vae_encode"], 2),
-            "vae_decode_times_diffusers": round(seconds["diffusers_decode"] / seconds["vae_decode"], 2),
-        }
-    write("nano", {"clip": [FRAMES, SIZE, SIZE], "peak_mib_fp32": round(peak_mebibytes()), "results": results})
+    options = parser(__doc__).parse_args()
+    frames, size, rounds, streamed = (9, 32, 1, 21) if options.quick else (33, 256, 5, 161)
+    video, live = sample(frames, size), sample(streamed, size)
+    result = {
+        "clip": (frames, size, size),
+        "results": {dtype: compare(dtype, video, rounds) for dtype in DTYPES},
+        "latency": {dtype: latency(dtype, live) for dtype in DTYPES},
+        "peak_mib": {
+            dtype: {
+                way: in_fresh_process(one_pass, dtype=dtype, way=way, frames=frames, size=size)["peak_mib"]
+                for way in ("encode", "decode")
+            }
+            for dtype in DTYPES
+        },
+    }
+    publish("nano", result, options)
 
 
 if __name__ == "__main__":

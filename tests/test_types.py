@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import pytest
@@ -252,6 +254,62 @@ class TestTimeSlice:
     def test_empty_and_outer_ranges_are_refused(self, start: int, stop: int) -> None:
         with pytest.raises(ValueError, match=f"latent steps {start}:{stop} are not within 0:2"):
             fill(SMALL, 2).time_slice(start, stop)
+
+
+class TestConcat:
+    @settings(relaxed, max_examples=200)
+    @given(pyramids(), st.data())
+    def test_is_the_inverse_of_slicing(self, tokens: TokenPyramid, data: st.DataObject) -> None:
+        steps = tokens.geometry.latent_steps
+        cuts = sorted(data.draw(st.sets(st.integers(1, steps - 1))) if steps > 1 else set())
+        parts = [tokens.time_slice(a, b) for a, b in zip([0, *cuts], [*cuts, steps], strict=True)]
+        assert TokenPyramid.concat(parts) == tokens
+        assert TokenPyramid.concat(iter([TokenPyramid.concat(parts[:1]), *parts[1:]])) == tokens
+        assert reduce(Geometry.join, (part.geometry for part in parts)) == tokens.geometry
+
+    @relaxed
+    @given(pyramids(), st.data())
+    def test_gaps_overlaps_and_wrong_order_are_refused(self, tokens: TokenPyramid, data: st.DataObject) -> None:
+        steps = tokens.geometry.latent_steps
+        assume(steps > 1)
+        step = st.integers(0, steps - 1)
+        a, c = data.draw(step), data.draw(step)
+        assume(c != a + 1)
+        with pytest.raises(ValueError, match=f"begin at latent step {tokens.geometry.first_step + a + 1}"):
+            TokenPyramid.concat([tokens.time_slice(a, a + 1), tokens.time_slice(c, c + 1)])
+
+    def test_only_the_last_part_may_be_padded(self) -> None:
+        short = fill(replace(SMALL, frames=4), 2)
+        rest = fill(replace(SMALL, frames=4, first_step=2), 2)
+        with pytest.raises(ValueError, match="nothing can follow latent step 1: the video ends in the middle"):
+            TokenPyramid.concat([short, rest])
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ({"fps": 30.0}, "fps 25.0 and 30.0"),
+            ({"height": 16, "width": 16}, "height 8 and 16, width 8 and 16"),
+            ({"strides": ((2, 8, 8), (4, 4, 4))}, "strides .* and "),
+        ],
+    )
+    def test_parts_of_different_videos_are_refused(self, change: dict[str, Any], said: str) -> None:
+        first, rest = fill(SMALL, 2), fill(replace(SMALL, frames=4, first_step=2, **change), 2)
+        with pytest.raises(ValueError, match=said):
+            TokenPyramid.concat([first, rest])
+
+    def test_parts_of_different_kinds_are_refused(self) -> None:
+        first, after = fill(SMALL, 2), replace(SMALL, frames=4, first_step=2)
+        stranger = replace(fill(after, 2), model=ModelId(name="other", fingerprint="9"))
+        for part, said in (
+            (stranger, r"model nano \(0123abcd\) and other \(9\)"),
+            (fill(after, 2, num_bits=8), "num_bits 16 and 8"),
+            (fill(after, 2, batch=2), "batch_size 1 and 2"),
+            (fill(after, 1), "1 levels cannot follow one with 2"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                TokenPyramid.concat([first, part])
+        with pytest.raises(ValueError, match="no parts"):
+            TokenPyramid.concat([])
 
 
 class TestPyramid:

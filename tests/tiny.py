@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pyratok.config import LaPQConfig, PyraTokConfig, WanVAEConfig
 from pyratok.model.pyratok import PyraTok
 from pyratok.types import TextEmbedding
+from pyratok.vae.wan import WanVAE
 
 # The shape of pyratok-nano in small: patches, a stage without spatial downsampling, no attention.
 VAE = WanVAEConfig(
@@ -31,6 +33,24 @@ LAPQ = LaPQConfig(
     text_dim=12,
 )
 CONFIG = PyraTokConfig(name="tiny", vae=VAE, lapq=LAPQ)
+
+_SMALL: dict[str, Any] = {"base_dim": 8, "z_dim": 4, "dim_mult": (1, 2, 2), "num_res_blocks": 1}
+# Wan 2.1 with its attention and a stage that keeps time, Wan 2.2 with its shortcuts, and nano, which has neither.
+VAES = {
+    "nano": VAE,
+    "plain": WanVAEConfig(**_SMALL, temporal_downsample=(False, True)),
+    "residual": WanVAEConfig(
+        **_SMALL, temporal_downsample=(True, True), decoder_base_dim=12, is_residual=True, patch_size=2
+    ),
+}
+
+
+def tiny_vae(name: str) -> WanVAE:
+    """A random VAE in evaluation mode, with gains other than one."""
+    torch.manual_seed(0)
+    vae = WanVAE(VAES[name])
+    randomize_gains(vae)
+    return vae.eval()
 
 
 def tiny_pyratok(seed: int = 0, config: PyraTokConfig = CONFIG) -> PyraTok:

@@ -118,7 +118,8 @@ def train_tokenizer(out: Path, data: MixedClips | None = None, **changes: Any) -
 
 
 def train_language(out: Path) -> None:
-    train(language_objective(), Captioned(), config(), out)
+    # With some seeds a value lies so near to zero that rounding decides its sign, and what follows differs.
+    train(language_objective(), Captioned(), config(seed=2), out)
 
 
 def first_clip_of_rank_1(step: int) -> int:

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyratok.codec.container import PyraFileError, load_tokens, save_tokens
+    from pyratok.codec.container import PyraFileError, load_tokens, open_tokens, save_tokens
     from pyratok.data.video_io import VideoError, load_video, save_video
     from pyratok.model.pyratok import PyraTok
     from pyratok.types import Geometry, ModelId, TextEmbedding, TokenPyramid, Video
@@ -27,6 +27,7 @@ _HOME = {
     "VideoError": "pyratok.data.video_io",
     "load_tokens": "pyratok.codec.container",
     "load_video": "pyratok.data.video_io",
+    "open_tokens": "pyratok.codec.container",
     "save_tokens": "pyratok.codec.container",
     "save_video": "pyratok.data.video_io",
 }
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "load_tokens",
     "load_video",
+    "open_tokens",
     "save_tokens",
     "save_video",
 ]

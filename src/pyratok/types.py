@@ -9,7 +9,9 @@ Axis legend, used in names and docstrings everywhere:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -135,6 +137,24 @@ class Geometry:
 
         return boundary(start), boundary(stop)
 
+    def join(self, after: Geometry) -> Geometry:
+        """This video and ``after``, which has to begin at the latent step where this one ends.
+
+        Raises: ValueError otherwise, where they differ in more than length and place, or where this one ends in the
+        middle of a step, which is then padded and has nothing behind it.
+        """
+        facts = [item.name for item in fields(self) if item.name not in ("frames", "first_step")]
+        different = [name for name in facts if getattr(self, name) != getattr(after, name)]
+        if different:
+            said = ", ".join(f"{name} {getattr(self, name)} and {getattr(after, name)}" for name in different)
+            raise ValueError(f"these are not parts of one video: {said}")
+        end = self.first_step + self.latent_steps
+        if after.first_step != end:
+            raise ValueError(f"the next part has to begin at latent step {end}, this one begins at {after.first_step}")
+        if self.frames != self.padded[0]:
+            raise ValueError(f"nothing can follow latent step {end - 1}: the video ends in the middle of it")
+        return replace(self, frames=self.frames + after.frames)
+
 
 @dataclass(frozen=True, eq=False)
 class TokenPyramid:
@@ -217,6 +237,32 @@ class TokenPyramid:
             first, last = geometry.level_steps(index, start, stop)
             levels.append(ids[:, first:last])
         return replace(self, levels=tuple(levels), geometry=cut)
+
+    def check_follows(self, before: TokenPyramid) -> None:
+        """Raises ValueError unless ``before`` and this pyramid are neighbours, as :meth:`time_slice` gives them."""
+        for name in ("model", "num_bits", "batch_size"):
+            if getattr(self, name) != getattr(before, name):
+                raise ValueError(
+                    f"these are not parts of one video: {name} {getattr(before, name)} and {getattr(self, name)}"
+                )
+        if len(self.levels) != len(before.levels):
+            raise ValueError(f"a part with {len(self.levels)} levels cannot follow one with {len(before.levels)}")
+        before.geometry.join(self.geometry)
+
+    @classmethod
+    def concat(cls, parts: Iterable[TokenPyramid]) -> TokenPyramid:
+        """Inverse of :meth:`time_slice`: neighbours in order, at least one, as one pyramid. Raises ValueError."""
+        parts = list(parts)
+        if not parts:
+            raise ValueError("there are no parts to put together")
+        for before, after in pairwise(parts):
+            after.check_follows(before)
+        first = parts[0]
+        if len(parts) == 1:
+            return first
+        levels = tuple(torch.cat(pieces, dim=1) for pieces in zip(*(part.levels for part in parts), strict=True))
+        frames = sum(part.geometry.frames for part in parts)
+        return replace(first, levels=levels, geometry=replace(first.geometry, frames=frames))
 
     @property
     def soi_id(self) -> int:

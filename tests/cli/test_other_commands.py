@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from fakes import FakeTokenizer, moving_video
 from pyratok.cli import common, doctor
 from pyratok.cli.evaluate import parse_levels, score_table
 from pyratok.cli.train import build_plan, parse_settings
-from pyratok.codec.container import load_tokens
+from pyratok.codec.container import PyraWriter, load_tokens
 from pyratok.config import to_dict
 from pyratok.data.video_io import load_video, probe
 from pyratok.eval.reconstruction import ClipScore, EvalProtocol, PrefixScore, ReconstructionRecord
@@ -74,6 +75,32 @@ def test_demo_that_fails_leaves_nothing(
 def test_demo_takes_a_video_of_one_frame(clip: Path, tmp_path: Path, pyratok: Command) -> None:
     assert pyratok("demo", "--input", clip, "--out", tmp_path / "out", "--size", 48, "--frames", 1) == 0
     assert not probe(tmp_path / "out" / "clip-reconstructed.mp4").is_image
+
+
+def test_info_shows_segments_and_whether_the_file_is_complete(
+    tmp_path: Path, model: FakeTokenizer, pyratok: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "live.pyra"
+    tokens = model.encode(moving_video(frames=18))  # six latent steps
+    with PyraWriter(path, segment_steps=4) as writer:
+        writer.append(tokens)
+    assert pyratok("info", path, "--json", "-") == 0
+    found = capsys.readouterr()
+    facts, shown = json.loads(found.out), " ".join(found.err.split())
+    assert "2 of up to 4 latent steps; complete" in shown
+    assert "18 frames of 64x48 at 12 fps" in shown
+    assert facts["complete"]
+    assert [segment["steps"] for segment in facts["segments"]] == [4, 2]
+    assert [segment["frames"] for segment in facts["segments"]] == [13, 5]
+    assert (facts["tokens"], facts["bits_per_pixel"]) == (tokens.num_tokens, tokens.bits_per_pixel)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert pyratok("info", path) == 0
+    assert "2 of up to 4 latent steps; unfinished" in " ".join(capsys.readouterr().out.split())
+    damaged = bytearray(path.read_bytes())
+    damaged[facts["segments"][1]["offset"]] ^= 1
+    path.write_bytes(damaged)
+    assert pyratok("info", path) == 2
+    assert "damaged in level 1 of segment 2" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere file names are Unicode")

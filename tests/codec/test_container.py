@@ -12,13 +12,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyratok.codec import container
+from pyratok.codec import container, layout
 from pyratok.codec.container import (
     MAGIC,
     MAX_HEADER,
     PyraFileError,
     bits_on_disk,
     load_tokens,
+    open_tokens,
     pack_ids,
     packed_size,
     read_header,
@@ -61,7 +62,7 @@ def path(tokens: TokenPyramid, tmp_path: Path) -> Path:
 def forge(path: Path, header: Any, *, version: int = 1, flags: int = 0, payload: bytes = b"") -> None:
     """A file whose checksum is right and whose header says whatever the test wants."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    preamble = container._PREAMBLE.pack(MAGIC, version, flags, len(text))
+    preamble = layout.PREAMBLE.pack(MAGIC, version, flags, len(text))
     path.write_bytes(preamble + zlib.crc32(preamble + text).to_bytes(4, "little") + text + payload)
 
 
@@ -93,6 +94,19 @@ def test_file_gives_back_the_pyramid_and_every_prefix(tmp_path: Path, **choice: 
     assert hash(loaded.geometry) == hash(tokens.geometry)
     for count in range(1, len(tokens.levels) + 1):
         assert load_tokens(path, levels=count) == tokens.prefix(count)
+
+
+def test_a_file_written_whole_is_one_segment_of_its_steps(path: Path, tokens: TokenPyramid) -> None:
+    reader = open_tokens(path)
+    assert (reader.geometry, reader.model, reader.num_steps) == (tokens.geometry, tokens.model, 2)
+    assert (reader.num_levels, reader.batch_size, reader.num_bits) == (3, 1, 16)
+    assert (reader.complete, len(reader.segments), reader.segment_steps) == (True, 1, None)
+    assert sum(reader.level_bytes) + reader.header_size == reader.num_bytes() == path.stat().st_size
+    assert reader.read() == tokens
+    assert reader.read(1, levels=2) == load_tokens(path, levels=2, start=1) == tokens.time_slice(1, 2).prefix(2)
+    for start, stop in ((0, 0), (0, 3), (-1, 1), (2, 1)):
+        with pytest.raises(PyraFileError, match=f"holds latent steps 0:2, asked for {start}:{stop}"):
+            load_tokens(path, start=start, stop=stop)
 
 
 def test_same_tokens_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
@@ -244,9 +258,10 @@ def test_newer_version_and_unknown_flags_ask_for_an_upgrade(path: Path) -> None:
     forge(path, header, version=7)
     with pytest.raises(PyraFileError, match=r"version 7, this pyratok reads version 1; upgrade pyratok"):
         load_tokens(path)
-    forge(path, header, flags=2)
-    with pytest.raises(PyraFileError, match=r"flags 0x2.*upgrade pyratok"):
-        load_tokens(path)
+    for flags in (1, 3, 4):
+        forge(path, header, flags=flags)
+        with pytest.raises(PyraFileError, match=f"flags 0x{flags}.*upgrade pyratok"):
+            load_tokens(path)
 
 
 def test_unknown_header_keys_are_ignored(path: Path, tokens: TokenPyramid) -> None:
@@ -329,7 +344,7 @@ def test_huge_consistent_claims_are_refused_before_any_reading(path: Path, monke
         "levels": [{"grid": grid, "offset": 0, "size": 2 * side * side, "crc32": 0}],
     }
     forge(path, header, payload=b"tiny")
-    monkeypatch.setattr(container, "unpack_ids", lambda *_: pytest.fail("tried to allocate"))
+    monkeypatch.setattr(layout, "unpack_ids", lambda *_: pytest.fail("tried to allocate"))
     with pytest.raises(PyraFileError, match="truncated"):
         load_tokens(path)
 
@@ -362,6 +377,17 @@ def test_bits_on_disk_count_the_file_and_its_prefixes(path: Path) -> None:
     load_tokens(path, levels=1)
     with pytest.raises(PyraFileError, match="truncated"):
         bits_on_disk(path)
+
+
+def test_bytes_are_those_that_the_first_version_wrote(tmp_path: Path) -> None:
+    """The example of docs/file-format.md."""
+    geometry = Geometry(frames=2, height=8, width=16, strides=((1, 8, 8), (2, 8, 8)), fps=25.0)
+    level_1 = torch.tensor([[[[1, 2]], [[65535, 32768]], [[513, 0]]]], dtype=torch.int32)
+    level_2 = torch.tensor([[[[4660, 22136]], [[0, 1]]]], dtype=torch.int32)
+    model = ModelId(name="tiny", fingerprint="00112233445566ff")
+    save_tokens(TokenPyramid((level_1, level_2), geometry, model), tmp_path / "tiny.pyra")
+    written = (tmp_path / "tiny.pyra").read_bytes()
+    assert (len(written), written[16:20].hex(), zlib.crc32(written)) == (352, "f3c1039f", 0x68FE46A6)
 
 
 def test_failed_write_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,34 +7,26 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyratok.config import WanVAEConfig
 from pyratok.vae.wan import WanVAE
-from pyratok.vae.wan_blocks import AverageDown, DuplicateUp, near_identity_, patchify, unpatchify
+from pyratok.vae.wan_blocks import (
+    AverageDown,
+    DuplicateUp,
+    double_and_convolve,
+    near_identity_,
+    patchify,
+    unpatchify,
+)
 from pyratok.vae.wan_loading import load_wan_vae
-from tiny import VAE, random_video, randomize_gains
+from tiny import VAE, VAES, random_video, tiny_vae
 
 few = settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
-SMALL: dict[str, Any] = {"base_dim": 8, "z_dim": 4, "dim_mult": (1, 2, 2), "num_res_blocks": 1}
-CONFIGS = {
-    "nano": VAE,
-    "plain": WanVAEConfig(**SMALL, temporal_downsample=(False, True)),
-    "residual": WanVAEConfig(
-        **SMALL, temporal_downsample=(True, True), decoder_base_dim=12, is_residual=True, patch_size=2
-    ),
-}
-every_variant = pytest.mark.parametrize("name", CONFIGS)
-
-
-def build(name: str) -> WanVAE:
-    torch.manual_seed(0)
-    vae = WanVAE(CONFIGS[name])
-    randomize_gains(vae)
-    return vae.eval()
+every_variant = pytest.mark.parametrize("name", VAES)
 
 
 @every_variant
@@ -42,7 +34,7 @@ def build(name: str) -> WanVAE:
 @given(st.integers(1, 12))
 @torch.inference_mode()
 def test_no_feature_knows_a_later_frame(name: str, frame: int) -> None:
-    vae, video = build(name), random_video(1, 13, 16, 32)
+    vae, video = tiny_vae(name), random_video(1, 13, 16, 32)
     changed = video.clone()
     changed[:, :, frame:] = random_video(1, 13 - frame, 16, 32, seed=1)
     features = (
@@ -59,7 +51,7 @@ def test_no_feature_knows_a_later_frame(name: str, frame: int) -> None:
 @every_variant
 @torch.inference_mode()
 def test_no_decoded_frame_knows_a_later_latent(name: str) -> None:
-    vae = build(name)
+    vae = tiny_vae(name)
     latent = torch.randn(1, vae.config.z_dim, 4, 2, 4)
     changed = latent.clone()
     changed[:, :, 2:] += 1
@@ -73,7 +65,7 @@ def test_no_decoded_frame_knows_a_later_latent(name: str) -> None:
 @every_variant
 @torch.inference_mode()
 def test_an_image_is_the_first_frame_of_a_clip(name: str) -> None:
-    vae, video = build(name), random_video(2, 5, 16, 32)
+    vae, video = tiny_vae(name), random_video(2, 5, 16, 32)
     for clip, image in zip(vae.encode_taps(video), vae.encode_taps(video[:, :, :1]), strict=True):
         torch.testing.assert_close(image, clip[:, :, :1])
     moments = vae.encode(video)
@@ -87,13 +79,13 @@ def test_an_image_is_the_first_frame_of_a_clip(name: str) -> None:
 @pytest.mark.parametrize("shape", [(3, 5, 16, 16), (5, 16), (1, 4, 5, 16, 16)])
 def test_what_is_no_clip(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"expected video \[B, 3, T, H, W\]"):
-        build("nano").encode(torch.zeros(shape))
+        tiny_vae("nano").encode(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("size", [(4, 16, 16), (5, 12, 16), (5, 16, 12)])
 def test_clips_that_do_not_fit_the_strides(size: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match=r"does not fit the stride \(4, 8, 8\): pad it to 1 \+ 4 k frames"):
-        build("nano").encode(random_video(1, *size))
+        tiny_vae("nano").encode(random_video(1, *size))
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -146,7 +138,7 @@ PLAIN = {
 
 
 def test_loads_without_diffusers(tmp_path: Path) -> None:
-    vae = build("plain")
+    vae = tiny_vae("plain")
     loaded = load_wan_vae(write_folder(tmp_path, PLAIN, vae.state_dict()))
     assert loaded.config == vae.config
     assert not loaded.training
@@ -162,7 +154,7 @@ def test_of_a_hub_repository_only_the_vae_is_fetched(tmp_path: Path, monkeypatch
         return str(tmp_path / "vae")
 
     monkeypatch.setattr(hub, "snapshot_download", snapshot)
-    write_folder(tmp_path / "vae", PLAIN, build("plain").state_dict())
+    write_folder(tmp_path / "vae", PLAIN, tiny_vae("plain").state_dict())
     load_wan_vae("owner/name")
     pipeline = """
         model_index.json README.md config.json diffusion_pytorch_model.safetensors diffusion_pytorch_model.bin
@@ -198,9 +190,17 @@ def test_of_a_hub_repository_only_the_vae_is_fetched(tmp_path: Path, monkeypatch
     ],
 )
 def test_a_damaged_folder_is_one_clear_error(tmp_path: Path, damage: Callable[[Path], Any], message: str) -> None:
-    folder = write_folder(tmp_path / "vae", PLAIN, build("plain").state_dict())
+    folder = write_folder(tmp_path / "vae", PLAIN, tiny_vae("plain").state_dict())
     damage(folder)
     with pytest.raises(ValueError, match="vae: ") as error:
         load_wan_vae(folder)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_doubling_within_the_convolution_gives_what_doubling_before_it_gives(bias: bool) -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1, bias=bias).double()
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    doubled = F.interpolate(x, scale_factor=2, mode="nearest-exact")
+    torch.testing.assert_close(double_and_convolve(x, conv.weight, conv.bias), conv(doubled))

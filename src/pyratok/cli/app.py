@@ -21,7 +21,7 @@ import typer
 from typer.main import get_command
 
 import pyratok
-from pyratok.cli import ablate, demo, doctor, evaluate, info, tokens, train
+from pyratok.cli import ablate, demo, doctor, evaluate, export, info, tokens, train
 from pyratok.data.manifests import LeftOutWarning
 
 EXIT_INTERNAL = 1
@@ -46,6 +46,7 @@ app.command()(tokens.decode)
 app.command()(tokens.reconstruct)
 app.command()(info.info)
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(export.app, name="export")
 app.command()(train.train)
 app.command()(ablate.ablate)
 app.command()(doctor.doctor)

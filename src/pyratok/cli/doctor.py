@@ -32,6 +32,7 @@ EXTRAS = {
     "vae": ("diffusers",),
     "hub": ("huggingface_hub",),
     "train": ("cv2", "tensorboard", "stlpips_pytorch"),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
 }
 """Modules that tell whether an extra is installed; they are looked for, not imported."""
 

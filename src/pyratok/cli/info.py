@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +14,9 @@ from pyratok.cli import common
 from pyratok.cli.common import JsonOption, ModelOption, Output
 from pyratok.cli.tokens import readable_facts, token_facts
 from pyratok.report.units import human_bytes
+
+if TYPE_CHECKING:
+    from pyratok.codec.container import PyraReader
 
 Facts = dict[str, Any]
 """What JSON gets."""
@@ -53,19 +57,51 @@ def _is_pyra(path: Path) -> bool:
 
 
 def _tokens(path: Path) -> tuple[Facts, Shown]:
-    from pyratok.codec.container import load_tokens, read_header
+    from pyratok.codec.container import open_tokens, read_header
 
-    header = read_header(path)
-    tokens = load_tokens(path)  # the whole file, so that damage anywhere is seen
-    facts = token_facts(tokens) | {"bytes": path.stat().st_size}
+    reader = open_tokens(path)
+    g = reader.geometry
+    begin = g.first_step
+    for segment in reader.segments:  # the whole file, so that damage anywhere is seen, but never all of it in memory
+        stop = segment.geometry.first_step + segment.geometry.latent_steps
+        tokens = reader.read(segment.geometry.first_step - begin, stop - begin)
+    grids = [g.grid(level) for level in range(reader.num_levels)]
+    num_tokens = sum(map(math.prod, grids))
+    whole = {
+        "frames": g.frames,
+        "grids": grids,
+        "tokens": num_tokens,
+        "bits_per_pixel": num_tokens * reader.num_bits / (g.frames * g.height * g.width),
+        "bytes": path.stat().st_size,
+    }
+    facts = token_facts(tokens) | whole
+    segments, state = _segments(reader)
     levels = {}
-    for index, (level, (t, h, w)) in enumerate(zip(header["levels"], tokens.geometry.strides, strict=False), start=1):
+    for index, ((t, h, w), grid) in enumerate(zip(g.strides, grids, strict=False)):
         cell = f"{'a frame' if t == 1 else f'{t} frames'} of {h}x{w} pixels"
-        levels[f"level {index}"] = (
-            f"{'x'.join(map(str, level['grid']))} tokens, each {cell}; {human_bytes(level['size'])}"
-        )
-    clips = {"clips": str(tokens.batch_size)} if tokens.batch_size > 1 else {}
-    return facts | {"header": header}, clips | readable_facts(facts) | levels
+        size = human_bytes(reader.level_bytes[index])
+        levels[f"level {index + 1}"] = f"{'x'.join(map(str, grid))} tokens, each {cell}; {size}"
+    clips = {"clips": str(reader.batch_size)} if reader.batch_size > 1 else {}
+    return facts | {"header": read_header(path)} | segments, clips | readable_facts(facts) | state | levels
+
+
+def _segments(reader: PyraReader) -> tuple[Facts, Shown]:
+    """Of a file that grows: the parts it has, and whether its writer came to an end."""
+    if reader.segment_steps is None:
+        return {}, {}
+    segments = [
+        {
+            "first_step": segment.geometry.first_step,
+            "steps": segment.geometry.latent_steps,
+            "frames": segment.geometry.frames,
+            "offset": segment.offset,
+            "bytes": sum(segment.sizes),
+        }
+        for segment in reader.segments
+    ]
+    end = "complete" if reader.complete else "unfinished: the writer was killed, or is still at work"
+    shown = f"{len(segments)} of up to {reader.segment_steps} latent steps; {end}"
+    return {"complete": reader.complete, "segments": segments}, {"segments": shown}
 
 
 def _video(path: Path) -> tuple[Facts, Shown]:

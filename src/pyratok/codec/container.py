@@ -1,13 +1,15 @@
-"""The ``.pyra`` file: one token pyramid, its levels one after another.
+"""The ``.pyra`` file: one token pyramid, its levels one after another, or the segments of one that grows.
 
-All integers are little-endian; offsets and sizes are in bytes.
+This is the file that :func:`save_tokens` writes whole; the one that grows is described in
+:mod:`pyratok.codec.segments` and read by the same functions. All integers are little-endian; offsets and sizes are
+in bytes.
 
 ======  ====  =========================================================================================
 offset  size  content
 ======  ====  =========================================================================================
 0       8     magic ``89 50 59 52 0D 0A 1A 0A``: not text, and its line ends show text-mode damage
 8       2     format version, 1
-10      2     flags, 0 (reserved: bit 0 entropy-coded levels, bit 1 appended segments)
+10      2     flags, 0 (bit 1 appended segments; reserved: bit 0 entropy-coded levels)
 12      4     N, size of the header, at most ``MAX_HEADER``
 16      4     CRC-32 of bytes 0 to 15 and of the header
 20      N     header, JSON in UTF-8 with sorted keys
@@ -31,304 +33,294 @@ damaged, behind them.
 from __future__ import annotations
 
 import json
-import math
 import os
-import struct
-import zlib
+import warnings
+from bisect import bisect_right
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
+from pyratok.codec.layout import (
+    MAGIC,
+    MAX_HEADER,
+    MAX_LEVELS,
+    SEGMENTED,
+    VERSION,
+    Layout,
+    PyraFileError,
+    Segment,
+    check_size,
+    front_bytes,
+    integer,
+    making_sense,
+    pack_ids,
+    packed_size,
+    read_front,
+    unpack_ids,
+)
+from pyratok.codec.segments import index_size, read_segment, scan
+from pyratok.codec.segments import to_fields as segmented_fields
+from pyratok.codec.writer import SEGMENT_STEPS, PyraWriter
 from pyratok.files import replacing
 from pyratok.types import Geometry, ModelId, TokenPyramid
 
-MAGIC = b"\x89PYR\r\n\x1a\n"
-VERSION = 1
-MAX_HEADER = 1 << 16
-MAX_LEVELS = 256
+__all__ = [
+    "MAGIC",
+    "MAX_HEADER",
+    "MAX_LEVELS",
+    "SEGMENT_STEPS",
+    "VERSION",
+    "PyraFileError",
+    "PyraReader",
+    "PyraWriter",
+    "Segment",
+    "bits_on_disk",
+    "load_tokens",
+    "open_tokens",
+    "pack_ids",
+    "packed_size",
+    "read_header",
+    "save_tokens",
+    "unpack_ids",
+]
 
-_PREAMBLE = struct.Struct("<8sHHI")
-_FRONT = _PREAMBLE.size + 4
-
-
-class PyraFileError(ValueError):
-    """The file is not a whole, sound ``.pyra`` file that this version can read."""
-
-
-def pack_ids(ids: NDArray[np.integer[Any]], num_bits: int) -> bytes:
-    """Integer ids in ``[0, 2**num_bits)``, any shape, as a bit stream of ``ceil(n * num_bits / 8)`` bytes."""
-    if num_bits == 16:
-        return ids.astype("<u2").tobytes()
-    words = ids.astype("<u4").reshape(-1, 1).view(np.uint8)
-    bits = np.unpackbits(words, axis=1, count=num_bits, bitorder="little")
-    return np.packbits(bits, bitorder="little").tobytes()
-
-
-def unpack_ids(data: bytes, count: int, num_bits: int) -> NDArray[np.int32]:
-    """Inverse of :func:`pack_ids`: the first ``count`` ids of the stream, int32 ``[count]``."""
-    if num_bits == 16:
-        return np.frombuffer(data, "<u2", count).astype(np.int32)
-    stream = np.frombuffer(data, np.uint8)
-    bits = np.unpackbits(stream, count=count * num_bits, bitorder="little").reshape(count, num_bits)
-    words = np.zeros((count, 4), np.uint8)
-    words[:, : packed_size(1, num_bits)] = np.packbits(bits, axis=1, bitorder="little")
-    return words.view("<u4").reshape(count).astype(np.int32)
-
-
-def packed_size(count: int, num_bits: int) -> int:
-    """Bytes of ``count`` ids of ``num_bits`` bits."""
-    return (count * num_bits + 7) // 8
+PathLike = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Level:
-    grid: tuple[int, int, int]
-    offset: int
-    size: int
-    crc32: int
+class PyraReader:
+    """A ``.pyra`` file of either kind whose tokens are read when they are asked for; it holds no open file.
 
+    ``segments`` are the parts that can be read one by one, a single one in a file that was written whole.
+    ``complete`` is False for a file whose writer was killed or is still at work; then the segments are those that
+    were whole when it was opened. ``segment_steps`` is the usual number of latent steps of a segment, None in a file
+    that was written whole; ``header_size`` counts the bytes in front of the first segment.
+    """
 
-@dataclass(frozen=True, kw_only=True)
-class _Header:
-    """The checked content of a header; ``start`` is the byte at which the first level begins."""
+    path: Path
+    layout: Layout
+    segments: tuple[Segment, ...]
+    complete: bool
+    segment_steps: int | None
+    header_size: int
 
-    batch_size: int
-    geometry: Geometry
-    levels: tuple[_Level, ...]
-    model: ModelId
-    num_bits: int
-    start: int = 0
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Of all that can be read."""
+        frames = sum(segment.geometry.frames for segment in self.segments)
+        return replace(self.segments[0].geometry, frames=frames)
 
-    def end(self, num_levels: int) -> int:
-        """Bytes of the file up to the end of the first ``num_levels`` levels."""
-        return self.start + sum(level.size for level in self.levels[:num_levels])
+    @property
+    def num_steps(self) -> int:
+        """Latent steps that can be read."""
+        return self.geometry.latent_steps
 
-    def to_json(self) -> bytes:
-        fields = asdict(self)
-        del fields["start"]
-        return json.dumps(fields, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+    @property
+    def model(self) -> ModelId:
+        return self.layout.model
 
-    @classmethod
-    def from_json(cls, fields: dict[str, Any], start: int) -> _Header:
-        """Trust nothing: every value is checked before anything of its size is allocated.
+    @property
+    def num_levels(self) -> int:
+        return self.layout.num_levels
 
-        Raises: LookupError, TypeError or ValueError for what no writer would write.
+    @property
+    def batch_size(self) -> int:
+        return self.layout.batch_size
+
+    @property
+    def num_bits(self) -> int:
+        return self.layout.num_bits
+
+    @cached_property
+    def _first_steps(self) -> list[int]:
+        return [segment.geometry.first_step for segment in self.segments]
+
+    @property
+    def level_bytes(self) -> tuple[int, ...]:
+        """Bytes of each level, over all segments."""
+        return tuple(map(sum, zip(*(segment.sizes for segment in self.segments), strict=True)))
+
+    def read(self, start: int | None = None, stop: int | None = None, levels: int | None = None) -> TokenPyramid:
+        """Latent steps ``start:stop`` (default: all) of the first ``levels`` levels (default: all).
+
+        The same as ``time_slice(start, stop)`` and ``prefix(levels)`` of the whole; counted from the beginning of the
+        file. Of the segments that hold these steps the levels asked for are read and checked, and nothing else.
+
+        Raises: :class:`PyraFileError` for what is not there, or damaged.
         """
-        batch_size = _integer(fields["batch_size"], 1)
-        num_bits = _integer(fields["num_bits"], 1, 30)
-        geometry = _geometry(fields["geometry"])
-        model = ModelId(name=_text(fields["model"]["name"]), fingerprint=_text(fields["model"]["fingerprint"]))
-        entries = fields["levels"]
-        if not 1 <= len(entries) <= len(geometry.strides):
-            raise ValueError(f"{len(entries)} levels for {len(geometry.strides)} strides")
-        levels: list[_Level] = []
-        offset = 0
-        for index, entry in enumerate(entries):
-            grid = geometry.grid(index)
-            size = packed_size(batch_size * math.prod(grid), num_bits)
-            if (entry["grid"], entry["offset"], entry["size"]) != (list(grid), offset, size):
-                raise ValueError(f"the place of level {index + 1} does not follow from the geometry")
-            levels.append(_Level(grid=grid, offset=offset, size=size, crc32=_integer(entry["crc32"], 0)))
-            offset += size
-        return cls(
-            batch_size=batch_size, geometry=geometry, levels=tuple(levels), model=model, num_bits=num_bits, start=start
-        )
+        total, origin = self.num_steps, self.geometry.first_step
+        first = 0 if start is None else start
+        last = total if stop is None else stop
+        if not 0 <= first < last <= total:
+            raise PyraFileError(f"{self.path} holds latent steps 0:{total}, asked for {first}:{last}")
+        parts = []
+        with self.path.open("rb") as file:
+            count = self._check(file, levels)
+            number = bisect_right(self._first_steps, origin + first)
+            while first < last:
+                part = self._read(file, number, count)
+                begin = part.geometry.first_step - origin
+                end = min(last, begin + part.geometry.latent_steps)
+                parts.append(part.time_slice(first - begin, end - begin))
+                first, number = end, number + 1
+        return TokenPyramid.concat(parts)
+
+    def num_bytes(self, levels: int | None = None) -> int:
+        """Bytes of a file that holds the first ``levels`` levels (default: all) of this one."""
+        with self.path.open("rb") as file:
+            count = self._check(file, levels)
+        index = index_size(self.layout, len(self.segments)) if self.segment_steps and self.complete else 0
+        return self.segments[-1].end() + index - sum(self.level_bytes[count:])
+
+    def _read(self, file: BinaryIO, number: int, count: int) -> TokenPyramid:
+        """A segment, counted from 1."""
+        segment = self.segments[number - 1]
+        if self.segment_steps is None:
+            return self.layout.read(file, segment, count)
+        return read_segment(file, self.layout, segment, count, number)
+
+    def _check(self, file: BinaryIO, levels: int | None) -> int:
+        """Number of levels to read. In a file written whole these must be there, and all of them must be all of it."""
+        count = self.num_levels if levels is None else levels
+        if not 1 <= count <= self.num_levels:
+            raise PyraFileError(f"{self.path} holds {self.num_levels} levels, asked for the first {count}")
+        if self.segment_steps is None:
+            (segment,) = self.segments
+            check_size(file, segment, count)
+            surplus = os.fstat(file.fileno()).st_size - segment.end()
+            if count == self.num_levels and surplus:
+                raise PyraFileError(f"{self.path} has {surplus} bytes of something else behind its last level")
+        return count
 
 
-def _integer(value: Any, low: int, high: int = 2**32 - 1) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise ValueError(f"expected an integer from {low} to {high}, got {value!r:.40}")
-    return value
+def open_tokens(path: PathLike) -> PyraReader:
+    """Look at what a ``.pyra`` file holds, without reading its levels.
 
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"expected text, got {value!r:.40}")
-    return value
-
-
-def _geometry(fields: dict[str, Any]) -> Geometry:
-    strides, fps = fields["strides"], fields["fps"]
-    if len(strides) > MAX_LEVELS:
-        raise ValueError(f"at most {MAX_LEVELS} strides, got {len(strides)}")
-    if not (fps is None or isinstance(fps, float)):
-        raise ValueError(f"expected a decimal fps or null, got {fps!r:.40}")
-    return Geometry(
-        frames=_integer(fields["frames"], 1),
-        height=_integer(fields["height"], 1),
-        width=_integer(fields["width"], 1),
-        strides=tuple((_integer(t, 1), _integer(h, 1), _integer(w, 1)) for t, h, w in strides),
-        fps=fps,
-        first_step=_integer(fields["first_step"], 0),
+    Raises: :class:`PyraFileError` for a foreign, damaged or newer file, and one that holds no whole segment yet;
+    OSError where it cannot be opened.
+    """
+    with Path(path).open("rb") as file:
+        front = read_front(file)
+        if not front.flags & SEGMENTED:
+            with making_sense(file.name):
+                layout, segment = _from_fields(front.fields, front.size)
+            return PyraReader(
+                path=Path(path),
+                layout=layout,
+                segments=(segment,),
+                complete=True,
+                segment_steps=None,
+                header_size=front.size,
+            )
+        contents = scan(file, front)
+    if not contents.segments:
+        raise PyraFileError(f"{path} holds no whole segment: its writer was killed early, or has just begun")
+    return PyraReader(
+        path=Path(path),
+        layout=contents.layout,
+        segments=contents.segments,
+        complete=contents.complete,
+        segment_steps=contents.segment_steps,
+        header_size=front.size,
     )
 
 
-def save_tokens(tokens: TokenPyramid, path: str | os.PathLike[str]) -> None:
-    """Write a pyramid to a ``.pyra`` file, whole or not at all; an existing file is replaced.
+def load_tokens(
+    path: PathLike, levels: int | None = None, start: int | None = None, stop: int | None = None
+) -> TokenPyramid:
+    """Read a pyramid, its first ``levels`` levels, its latent steps ``start:stop``; see :meth:`PyraReader.read`.
 
-    Raises: ValueError for an empty batch, or more levels or a longer model name than the format holds;
-    OSError where the folder cannot be written.
-    """
-    if tokens.batch_size < 1:
-        raise ValueError("cannot save a pyramid of an empty batch")
-    payloads = [pack_ids(ids.numpy(force=True), tokens.num_bits) for ids in tokens.levels]
-    levels = []
-    offset = 0
-    for index, payload in enumerate(payloads):
-        grid = tokens.geometry.grid(index)
-        levels.append(_Level(grid=grid, offset=offset, size=len(payload), crc32=zlib.crc32(payload)))
-        offset += len(payload)
-    geometry = tokens.geometry
-    header = _Header(
-        batch_size=tokens.batch_size,
-        geometry=geometry if geometry.fps is None else replace(geometry, fps=float(geometry.fps)),
-        levels=tuple(levels),
-        model=tokens.model,
-        num_bits=tokens.num_bits,
-    ).to_json()
-    # Whatever is written can be read back: a pyramid beyond the format's limits is refused here.
-    _Header.from_json(json.loads(header), start=0)
-    if len(header) > MAX_HEADER:
-        raise ValueError(f"the header takes {len(header)} bytes, at most {MAX_HEADER} fit; shorten the model name")
-    preamble = _PREAMBLE.pack(MAGIC, VERSION, 0, len(header))
-    checksum = zlib.crc32(preamble + header).to_bytes(4, "little")
-    with replacing(Path(path)) as temporary, temporary.open("xb") as file:
-        file.writelines([preamble, checksum, header, *payloads])
-
-
-def load_tokens(path: str | os.PathLike[str], levels: int | None = None) -> TokenPyramid:
-    """Read a pyramid, or its first ``levels`` levels without looking at the bytes behind them.
-
-    With ``levels=None`` (or all of them) the whole file is checked, to its last byte.
+    By default the whole file is checked, to its last byte. Of one whose writer was killed or is still at work, what
+    is there is read, with a warning where no ``stop`` was given.
 
     Raises: :class:`PyraFileError` for a foreign, damaged, truncated, extended or newer file, or one with fewer
-    levels than asked for; OSError where it cannot be opened.
+    levels or steps than asked for; OSError where it cannot be opened.
     """
-    with Path(path).open("rb") as file:
-        header = _read_header(file)
-        count = _check_levels(file, header, levels)
-        pyramid = []
-        for index, level in enumerate(header.levels[:count]):
-            data = file.read(level.size)
-            if zlib.crc32(data) != level.crc32:
-                raise PyraFileError(f"{path} is damaged in level {index + 1}: {_readable(index)}")
-            ids = unpack_ids(data, header.batch_size * math.prod(level.grid), header.num_bits)
-            pyramid.append(torch.from_numpy(ids).reshape(header.batch_size, *level.grid))
-    return TokenPyramid(tuple(pyramid), header.geometry, header.model, header.num_bits)
+    reader = open_tokens(path)
+    if stop is None and not reader.complete:
+        warnings.warn(
+            f"{path} is unfinished, its writer was killed or is still at work: its first {reader.num_steps} latent "
+            f"steps ({reader.geometry.frames} frames) are read",
+            stacklevel=2,
+        )
+    return reader.read(start, stop, levels)
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file says of itself, without reading its levels: the fields listed at the top of this module,
-    with ``version`` (of the format) and ``header_size`` (bytes in front of the first level).
+def save_tokens(tokens: TokenPyramid, path: PathLike) -> None:
+    """Write a pyramid to a ``.pyra`` file, whole or not at all; an existing file is replaced.
 
-    Raises: as :func:`load_tokens`, for the header alone.
+    Raises: ValueError for more levels or a longer model name than the format holds; OSError where the folder cannot
+    be written.
     """
-    with Path(path).open("rb") as file:
-        header = _read_header(file)
-    fields: dict[str, Any] = json.loads(header.to_json())
-    return fields | {"version": VERSION, "header_size": header.start}
+    layout = Layout.of(tokens)
+    segment, payload = layout.pack(tokens, offset=0)
+    fields = _to_fields(layout, segment)
+    # Whatever is written can be read back: a pyramid beyond the format's limits is refused here.
+    _from_fields(json.loads(json.dumps(fields)), start=0)
+    front = front_bytes(fields)
+    with replacing(Path(path)) as temporary, temporary.open("xb") as file:
+        file.writelines([front, payload])
 
 
-def bits_on_disk(path: str | os.PathLike[str], levels: int | None = None) -> int:
+def read_header(path: PathLike) -> dict[str, Any]:
+    """What a file says of itself, without reading its levels: the fields listed at the top of this module, or of
+    :mod:`pyratok.codec.segments`, with ``version`` (of the format) and ``header_size`` (bytes in front of the first
+    level or segment).
+
+    Raises: as :func:`open_tokens`.
+    """
+    reader = open_tokens(path)
+    if reader.segment_steps is None:
+        fields = _to_fields(reader.layout, reader.segments[0], reader.header_size)
+    else:
+        fields = segmented_fields(reader.layout, reader.segment_steps)
+    plain: dict[str, Any] = json.loads(json.dumps(fields))
+    return plain | {"version": VERSION, "header_size": reader.header_size}
+
+
+def bits_on_disk(path: PathLike, levels: int | None = None) -> int:
     """Bits of a file that holds the first ``levels`` levels (default: all) of this one, header included.
 
     Divided by frames x height x width of the true video this is the bits per pixel that compression reports.
 
     Raises: as :func:`load_tokens`, for header and size.
     """
-    with Path(path).open("rb") as file:
-        header = _read_header(file)
-        count = _check_levels(file, header, levels)
-    return 8 * header.end(count)
+    return 8 * open_tokens(path).num_bytes(levels)
 
 
-def _read_header(file: BinaryIO) -> _Header:
-    """Parse and check everything in front of the first level, and stop there."""
-    path = file.name
-    front = file.read(_FRONT)
-    if not front.startswith(MAGIC):
-        raise PyraFileError(f"{path} is not a .pyra file: {_looks_like(front)}")
-    if len(front) < _FRONT:
-        raise PyraFileError(f"{path} is truncated, it has only {len(front)} bytes")
-    preamble, checksum = front[: _PREAMBLE.size], int.from_bytes(front[_PREAMBLE.size :], "little")
-    _, version, flags, size = _PREAMBLE.unpack(preamble)
-    if version != VERSION:
-        raise PyraFileError(
-            f"{path} has .pyra format version {version}, this pyratok reads version {VERSION}; upgrade pyratok"
-        )
-    if size > MAX_HEADER:
-        raise PyraFileError(f"{path} is damaged: its header claims {size} bytes, at most {MAX_HEADER} are allowed")
-    text = file.read(size)
-    if len(text) < size:
-        raise PyraFileError(f"{path} is truncated within its header")
-    if zlib.crc32(preamble + text) != checksum:
-        raise PyraFileError(f"{path} is damaged in its header")
-    if flags:
-        raise PyraFileError(f"{path} uses features (flags {flags:#x}) that this pyratok does not know; upgrade pyratok")
-    try:
-        return _Header.from_json(json.loads(text), start=_FRONT + size)
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
-        raise PyraFileError(f"{path} has a header that makes no sense: {error}") from error
+def _to_fields(layout: Layout, segment: Segment, start: int = 0) -> dict[str, Any]:
+    """The header of a file that is written whole; ``start`` is the byte at which its levels begin."""
+    places = enumerate(zip(segment.sizes, segment.crcs, strict=True))
+    return {
+        "batch_size": layout.batch_size,
+        "geometry": asdict(layout.geometry),
+        "levels": [
+            {
+                "grid": segment.geometry.grid(index),
+                "offset": segment.end(index) - start,
+                "size": size,
+                "crc32": crc,
+            }
+            for index, (size, crc) in places
+        ],
+        "model": asdict(layout.model),
+        "num_bits": layout.num_bits,
+    }
 
 
-def _check_levels(file: BinaryIO, header: _Header, levels: int | None) -> int:
-    """Number of levels to read: these must be there, and if they are all, nothing else may be."""
-    path, held = file.name, len(header.levels)
-    count = held if levels is None else levels
-    if not 1 <= count <= held:
-        raise PyraFileError(f"{path} holds {held} levels, asked for the first {count}")
-    size, whole = os.fstat(file.fileno()).st_size, header.end(held)
-    if size < header.end(count):
-        complete = max(n for n in range(count) if header.end(n) <= size)
-        raise PyraFileError(f"{path} is truncated, it has {size} of {whole} bytes: {_readable(complete)}")
-    if count == held and size > whole:
-        raise PyraFileError(f"{path} has {size - whole} bytes of something else behind its last level")
-    return count
-
-
-def _readable(num_levels: int) -> str:
-    if not num_levels:
-        return "no level can be read"
-    return "levels=1 can be read" if num_levels == 1 else f"up to levels={num_levels} can be read"
-
-
-_SIGNATURES = (
-    (b"\x89PYR", "a .pyra file damaged at its start, as by a text-mode transfer; copy it again in binary mode"),
-    (b"\xc2\x89PYR", "a .pyra file damaged by a conversion to UTF-8; copy it again in binary mode"),
-    (b"\xef\xbf\xbdPYR", "a .pyra file damaged by a conversion to UTF-8; copy it again in binary mode"),
-    (b"\x1aE\xdf\xa3", "a Matroska or WebM video"),
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"GIF8", "a GIF image"),
-    (b"PK", "a ZIP archive, such as a PyTorch checkpoint"),
-    (b"\x1f\x8b", "gzip-compressed data; decompress it first"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed data; decompress it first"),
-    (b"\x93NUMPY", "a NumPy array"),
-    (b"%PDF", "a PDF document"),
-)
-
-
-def _looks_like(head: bytes) -> str:
-    """Describe a file by its first bytes."""
-    if not head:
-        return "it is empty"
-    if MAGIC.startswith(head):
-        return f"it ends after {len(head)} bytes"
-    if head[4:8] == b"ftyp":
-        return "it looks like an MP4 or QuickTime video"
-    if head[:4] == b"RIFF":
-        return {b"AVI ": "it looks like an AVI video", b"WEBP": "it looks like a WebP image"}.get(
-            head[8:12], "it looks like a RIFF file"
-        )
-    if head[8:9] == b"{":
-        return "it looks like a safetensors file"
-    for signature, description in _SIGNATURES:
-        if head.startswith(signature):
-            return f"it looks like {description}"
-    if head.isascii() and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
-        return f"it looks like text, starting with {head.decode('ascii')!r}"
-    return f"it starts with the bytes {head[:8].hex(' ')}"
+def _from_fields(fields: dict[str, Any], start: int) -> tuple[Layout, Segment]:
+    """Inverse of :func:`_to_fields`. Raises LookupError, TypeError or ValueError for what no writer would write."""
+    entries = fields["levels"]
+    layout = Layout.from_fields(fields, len(entries))
+    segment = Segment(
+        geometry=layout.geometry,
+        offset=start,
+        sizes=layout.level_sizes(layout.geometry),
+        crcs=tuple(integer(entry["crc32"], 0) for entry in entries),
+    )
+    for index, entry in enumerate(entries):
+        place = [*layout.geometry.grid(index)], segment.end(index) - start, segment.sizes[index]
+        if (entry["grid"], entry["offset"], entry["size"]) != place:
+            raise ValueError(f"the place of level {index + 1} does not follow from the geometry")
+    return layout, segment

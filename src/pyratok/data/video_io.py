@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ __all__ = [
     "exact_rate",
     "from_uint8",
     "iter_frames",
+    "iter_video",
     "load_video",
     "probe",
     "save_video",
@@ -133,33 +135,102 @@ def load_video(
     """
     _check(path, start=start, fps=fps, size=size, frames=frames, crop=crop)
     with VideoTrack(path) as track:
-        painter = track.painter(size)
-        window = _centre_window(path, painter.size, crop)
-        height, width = (side.stop - side.start for side in window)
-        rate = exact_rate(fps) if fps is not None else track.rate
-        free = available_memory()
-        capacity = sys.maxsize if free is None else free // (height * width * _BYTES_PER_PIXEL)
-        _check_memory(path, _expected_frames(track, start, rate, frames), height, width, capacity)
-
-        shots = track.shots(start)
-        if not track.is_image:
-            shots = _regular(shots, rate) if fps is None else _sampled(shots, start, rate, track.slack)
+        clip = _Clip(track, size=size, frames=frames, start=start, fps=fps, crop=crop)
+        clip.check_memory(clip.expected_frames)
         pictures: list[np.ndarray] = []
-        last = None
-        for shot in islice(shots, None if frames is None else min(frames, sys.maxsize)):
-            pictures.append(pictures[-1] if shot.frame is last else painter.paint(shot.frame)[window])
+        for picture in clip.pictures():
+            pictures.append(picture)
+            clip.check_memory(len(pictures))
+        return Video(pictures_to_tensor(pictures), clip.fps)
+
+
+def iter_video(
+    path: PathLike,
+    *,
+    chunk: int = 16,
+    size: int | None = None,
+    frames: int | None = None,
+    start: float = 0.0,
+    fps: float | None = None,
+    crop: int | tuple[int, int] | None = None,
+) -> Iterator[Video]:
+    """What :func:`load_video` reads, ``chunk`` frames at a time: float32 ``[1, 3, n, H, W]``, the last with fewer.
+
+    The memory in use is that of one chunk, however long the file. Raises VideoError, on reading also midway.
+    """
+    _check(path, start=start, fps=fps, size=size, frames=frames, chunk=chunk, crop=crop)
+    return _iter_video(path, chunk, size=size, frames=frames, start=start, fps=fps, crop=crop)
+
+
+def _iter_video(path: PathLike, chunk: int, **choice: Any) -> Iterator[Video]:
+    with VideoTrack(path) as track:
+        clip = _Clip(track, **choice)
+        clip.check_memory(min(chunk, clip.expected_frames))
+        pictures = clip.pictures()
+        while some := list(islice(pictures, chunk)):
+            yield Video(pictures_to_tensor(some), clip.fps)
+
+
+class _Clip:
+    """The frames of a track that :func:`load_video` was asked for, at the size and rate that it was asked for."""
+
+    def __init__(
+        self,
+        track: VideoTrack,
+        *,
+        size: int | None,
+        frames: int | None,
+        start: float,
+        fps: float | None,
+        crop: int | tuple[int, int] | None,
+    ) -> None:
+        self._track, self._start, self._limit, self._resampled = track, start, frames, fps is not None
+        self._painter = track.painter(size)
+        self._window = _centre_window(track.path, self._painter.size, crop)
+        self._rate = track.rate if fps is None else exact_rate(fps)
+        height, width = self._size = tuple(side.stop - side.start for side in self._window)
+        free = available_memory()
+        self._capacity = sys.maxsize if free is None else free // (height * width * _BYTES_PER_PIXEL)
+
+    @property
+    def fps(self) -> float | None:
+        return None if self._track.is_image else float(self._rate)
+
+    @property
+    def expected_frames(self) -> int:
+        """By the header; 1 where it does not tell."""
+        track = self._track
+        if track.num_frames is None:
+            return 1
+        rest = max(1, round(track.num_frames * self._rate / track.rate - Fraction(self._start) * self._rate))
+        return rest if self._limit is None else min(self._limit, rest)
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """RGB uint8 ``[H, W, 3]``; to be called once."""
+        shots = self._track.shots(self._start)
+        if not self._track.is_image:
+            shots = (
+                _sampled(shots, self._start, self._rate, self._track.slack)
+                if self._resampled
+                else _regular(shots, self._rate)
+            )
+        last, picture = None, None
+        for shot in islice(shots, None if self._limit is None else min(self._limit, sys.maxsize)):
+            if picture is None or shot.frame is not last:
+                picture = self._painter.paint(shot.frame)[self._window]
             last = shot.frame
-            _check_memory(path, len(pictures), height, width, capacity)
+            yield picture
 
-        return Video(pictures_to_tensor(pictures), None if track.is_image else float(rate))
-
-
-def _expected_frames(track: VideoTrack, start: float, rate: Fraction, limit: int | None) -> int:
-    """Frames that a clip at ``rate`` will have, by the header; 1 where it does not tell."""
-    if track.num_frames is None:
-        return 1
-    rest = max(1, round(track.num_frames * rate / track.rate - Fraction(start) * rate))
-    return rest if limit is None else min(limit, rest)
+    def check_memory(self, frames: int) -> None:
+        """Raises VideoError where so many frames at once do not fit into what was free in the beginning."""
+        if frames <= self._capacity:
+            return
+        height, width = self._size
+        needed, available = (count * height * width * _BYTES_PER_PIXEL / 2**30 for count in (frames, self._capacity))
+        raise VideoError(
+            f"{self._track.path}: {frames} frames of {width}x{height} need {needed:.1f} GiB of memory, "
+            f"{available:.1f} GiB are available; ask for a smaller size or fewer frames"
+        )
 
 
 def _regular(shots: Iterator[Shot], rate: Fraction) -> Iterator[Shot]:
@@ -200,6 +271,7 @@ def _check(
     fps: float | None,
     size: int | None = None,
     frames: int | None = None,
+    chunk: int | None = None,
     crop: int | tuple[int, int] | None = None,
 ) -> None:
     """Refuse arguments that no file could satisfy."""
@@ -207,7 +279,7 @@ def _check(
         raise VideoError(f"{path}: start must be a number of seconds >= 0, got {start}")
     if fps is not None and not (math.isfinite(fps) and fps > 0):
         raise VideoError(f"{path}: fps must be a number > 0, got {fps}")
-    for name, value in (("size", size), ("frames", frames)):
+    for name, value in (("size", size), ("frames", frames), ("chunk", chunk)):
         if value is not None and value < 1:
             raise VideoError(f"{path}: {name} must be at least 1, got {value}")
     if crop is not None and min(_pair(crop)) < 1:
@@ -229,12 +301,3 @@ def _centre_window(path: PathLike, size: tuple[int, int], crop: int | tuple[int,
         )
     top, left = (height - rows) // 2, (width - columns) // 2
     return slice(top, top + rows), slice(left, left + columns)
-
-
-def _check_memory(path: PathLike, frames: int, height: int, width: int, capacity: int) -> None:
-    if frames > capacity:
-        needed, available = (count * height * width * _BYTES_PER_PIXEL / 2**30 for count in (frames, capacity))
-        raise VideoError(
-            f"{path}: {frames} frames of {width}x{height} need {needed:.1f} GiB of memory, {available:.1f} GiB are "
-            "available; ask for a smaller size or fewer frames"
-        )

@@ -1,4 +1,4 @@
-"""What every tokenizer does around its network: check, pad, pack, crop."""
+"""What every tokenizer does around its network: check, pad, pack, crop; whole videos, chunks and streams."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyratok.model.state import Direction, StreamState
+from pyratok.nn.carry import Carry
 from pyratok.quantization.bits import ids_to_signs, signs_to_ids
 from pyratok.text.base import TextEncoder
 from pyratok.types import Geometry, ModelId, Stride, TextEmbedding, TokenPyramid, Video
+
+if TYPE_CHECKING:
+    from pyratok.model.streaming import DecodeStream, EncodeStream
 
 # Rounding in a video reader may leave the range by this much; anything beyond is a wrong normalisation.
 RANGE_TOLERANCE = 1e-2
@@ -30,12 +35,12 @@ class VideoTokenizer(nn.Module):
     _fingerprint: str | None = None
 
     @abstractmethod
-    def signs(self, video: Tensor, text: TextEmbedding | None) -> Sequence[Tensor]:
-        """Padded video to signs ``[B, K, t, h, w]`` per level."""
+    def signs(self, video: Tensor, text: TextEmbedding | None, carry: Carry | None = None) -> Sequence[Tensor]:
+        """Padded video to signs ``[B, K, t, h, w]`` per level; with a ``carry`` the video is a chunk of a stream."""
 
     @abstractmethod
-    def reconstruct(self, signs: Sequence[Tensor]) -> Tensor:
-        """Signs of the first levels to padded video, about [-1, 1]."""
+    def reconstruct(self, signs: Sequence[Tensor], carry: Carry | None = None) -> Tensor:
+        """Signs of the first levels to padded video, about [-1, 1]; with a ``carry`` a chunk of a stream."""
 
     @abstractmethod
     def config_dict(self) -> dict[str, Any]:
@@ -44,6 +49,11 @@ class VideoTokenizer(nn.Module):
     @property
     def num_levels(self) -> int:
         return len(self.strides)
+
+    @property
+    def latent_stride(self) -> int:
+        """Frames of a latent step after the first, which is a single frame."""
+        return max(t for t, _, _ in self.strides)
 
     @property
     def model_id(self) -> ModelId:
@@ -98,8 +108,7 @@ class VideoTokenizer(nn.Module):
         )
         parameter = next(self.parameters())
         padded = pad_video(video.to(parameter.device, torch.float32), geometry).to(parameter.dtype)
-        signs = self.signs(padded, self.embed_captions(caption, video.shape[0]))
-        return TokenPyramid(tuple(signs_to_ids(s) for s in signs), geometry, self.model_id, self.num_bits)
+        return self.pack(self.signs(padded, self.embed_captions(caption, video.shape[0])), geometry)
 
     @torch.no_grad()
     def decode(self, tokens: TokenPyramid, levels: int | None = None) -> Video:
@@ -107,16 +116,71 @@ class VideoTokenizer(nn.Module):
 
         Raises ValueError for tokens of another model, and for a time slice that does not begin at the first frame.
         """
-        self._check_tokens(tokens)
-        geometry = tokens.geometry
-        if geometry.first_step:
+        self.check_tokens(tokens)
+        if tokens.geometry.first_step:
             raise ValueError(
-                f"these tokens begin at latent step {geometry.first_step}; decoding is causal and needs the steps "
-                "before it: decode the whole pyramid and cut the video"
+                f"these tokens begin at latent step {tokens.geometry.first_step}; decoding is causal and needs the "
+                "steps before it: decode the whole pyramid and cut the video, or push part after part to decode_stream"
             )
         held = tokens if levels is None else tokens.prefix(levels)
-        video = self.reconstruct(self._signs_of(held))[:, :, : geometry.frames, : geometry.height, : geometry.width]
-        return Video(video.float().clamp(-1, 1).contiguous(), fps=geometry.fps)
+        return self.crop(self.reconstruct(self.signs_of(held)), tokens.geometry)
+
+    def stream(
+        self,
+        fps: float | None = None,
+        caption: str | Sequence[str] | None = None,
+        *,
+        state: StreamState | None = None,
+    ) -> EncodeStream:
+        """A context to push frames to, which gives tokens as soon as the frames that they need are there.
+
+        The parts together are what :meth:`encode` makes of the whole. ``state``: of a stream to go on with, from the
+        first frame after its last latent step.
+        """
+        from pyratok.model.streaming import EncodeStream
+
+        return EncodeStream(self, fps, caption, state)
+
+    def decode_stream(self, levels: int | None = None, *, state: StreamState | None = None) -> DecodeStream:
+        """A context to push the parts of a pyramid to, in order, which gives the video of each.
+
+        ``levels``: decode from the first ones alone. ``state``: of a stream to go on with.
+        """
+        from pyratok.model.streaming import DecodeStream
+
+        return DecodeStream(self, levels, state)
+
+    @torch.no_grad()
+    def encode_chunk(
+        self, video: Tensor, state: StreamState | None = None, text: TextEmbedding | None = None
+    ) -> tuple[Sequence[Tensor], StreamState]:
+        """Signs ``[B, K, t, h, w]`` per level of one chunk of a video, and the state for the next chunk.
+
+        ``video`` ``[B, 3, T, H, W]`` in [-1, 1], H and W multiples of the strides: 1 + k s frames where there is no
+        ``state``, as at the start of a stream, k s frames after that, s being :attr:`latent_stride`. ``state`` stays
+        as it is. Raises ValueError for another shape, and for a state of another model, size or direction.
+        """
+        if video.ndim != 5:
+            raise ValueError(f"expected video [B, 3, T, H, W], got shape {tuple(video.shape)}")
+        batch, _, _, height, width = video.shape
+        state = self._state("encode", (batch, height, width), state)
+        parameter, carry = next(self.parameters()), state.carry()
+        signs = self.signs(video.to(parameter.device, parameter.dtype), text, carry)
+        return signs, state.after(carry, self._latent_steps(signs[0], carry))
+
+    @torch.no_grad()
+    def decode_chunk(self, signs: Sequence[Tensor], state: StreamState | None = None) -> tuple[Tensor, StreamState]:
+        """Padded video ``[B, 3, T, H, W]`` of one chunk, not clamped, and the state for the next chunk.
+
+        ``signs``: ``[B, K, t, h, w]`` of the first levels, as :meth:`encode_chunk` gives them; a whole number of
+        latent steps. ``state`` stays as it is. Raises ValueError as :meth:`encode_chunk` does.
+        """
+        batch, (_, stride_h, stride_w), (height, width) = signs[0].shape[0], self.strides[0], signs[0].shape[3:]
+        state = self._state("decode", (batch, height * stride_h, width * stride_w), state)
+        parameter, carry = next(self.parameters()), state.carry()
+        steps = self._latent_steps(signs[0], carry)
+        video = self.reconstruct([level.to(parameter.device, parameter.dtype) for level in signs], carry)
+        return video, state.after(carry, steps)
 
     @torch.no_grad()
     def text_space(self, tokens: TokenPyramid, level: int = -1) -> Tensor:
@@ -131,11 +195,11 @@ class VideoTokenizer(nn.Module):
     @torch.no_grad()
     def text_features(self, tokens: TokenPyramid, level: int = -1) -> Tensor:
         """:meth:`text_space` before normalisation: the length of a vector says how much its token has to say."""
-        self._check_tokens(tokens)
+        self.check_tokens(tokens)
         held = len(tokens.levels)
         if not -held <= level < held:
             raise ValueError(f"these tokens hold levels 0 to {held - 1}, asked for level {level}")
-        signs = self._signs_of(tokens.prefix(level % held + 1))
+        signs = self.signs_of(tokens.prefix(level % held + 1))
         return self.read(signs).float().movedim(1, -1)
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
@@ -159,16 +223,44 @@ class VideoTokenizer(nn.Module):
             "dtype": str(next(self.parameters()).dtype).removeprefix("torch."),
         }
 
-    def _check_tokens(self, tokens: TokenPyramid) -> None:
+    def check_tokens(self, tokens: TokenPyramid) -> None:
+        """Raises ValueError for tokens of another model."""
         # A renamed model reads the same: the fingerprint alone says what ids mean.
         if tokens.model.fingerprint != self.model_id.fingerprint:
             raise ValueError(f"these tokens were made by {tokens.model}, this model is {self.model_id}")
         if (tokens.geometry.strides, tokens.num_bits) != (self.strides, self.num_bits):
             raise ValueError(f"these tokens have other grids or words than {self.model_id}, whose name they bear")
 
-    def _signs_of(self, tokens: TokenPyramid) -> list[Tensor]:
+    def pack(self, signs: Sequence[Tensor], geometry: Geometry) -> TokenPyramid:
+        """Signs ``[B, K, t, h, w]`` of the first levels of a video, or of a part of it, as this model's tokens."""
+        return TokenPyramid(tuple(signs_to_ids(s) for s in signs), geometry, self.model_id, self.num_bits)
+
+    def crop(self, video: Tensor, geometry: Geometry) -> Video:
+        """What the decoder gives, at the true size, float32 in [-1, 1]."""
+        true = video[:, :, : geometry.frames, : geometry.height, : geometry.width]
+        return Video(true.float().clamp(-1, 1).contiguous(), fps=geometry.fps)
+
+    def signs_of(self, tokens: TokenPyramid) -> list[Tensor]:
+        """Inverse of :meth:`pack`, on the model's device and in its type."""
         parameter = next(self.parameters())
         return [ids_to_signs(ids.to(parameter.device), self.num_bits, dtype=parameter.dtype) for ids in tokens.levels]
+
+    def _state(self, direction: Direction, size: tuple[int, int, int], state: StreamState | None) -> StreamState:
+        """``state``, if it is of such a stream of this model, or that of its start."""
+        start = StreamState(direction=direction, model=self.model_id, size=size)
+        if state is None:
+            return start
+        state.check(start)
+        return state
+
+    def _latent_steps(self, signs: Tensor, carry: Carry) -> int:
+        """Latent steps of a chunk, from the signs ``[B, K, t, h, w]`` of its first level."""
+        per_step = self.latent_stride // self.strides[0][0]
+        steps, rest = divmod(signs.shape[2] - carry.at_start, per_step)
+        if rest or steps + carry.at_start < 1:
+            begins = "1 + " if carry.at_start else ""
+            raise ValueError(f"a chunk has {begins}{per_step} k steps of the first level here, got {signs.shape[2]}")
+        return steps + carry.at_start
 
     def embed_captions(self, caption: str | Sequence[str] | None, batch: int) -> TextEmbedding | None:
         """What :meth:`encode` conditions on: a caption per clip, or one for all ``batch`` clips; None for none."""

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from pyratok.config import TextHeadConfig, WanVAEConfig, to_dict
 from pyratok.model.base import VideoTokenizer
 from pyratok.model.text_head import TextHead
+from pyratok.nn.carry import Carry
 from pyratok.quantization.base import Quantized
 from pyratok.quantization.baselines import QuantizerConfig, build_quantizer
 from pyratok.quantization.bits import ids_to_signs, signs_to_ids
@@ -107,11 +108,12 @@ class BaselineTokenizer(VideoTokenizer):
             quantized = torch.where(semantic, quantized, 0)
         return self.features(quantized)
 
-    def signs(self, video: Tensor, text: TextEmbedding | None) -> Sequence[Tensor]:
-        return [ids_to_signs(word, self.num_bits) for word in self.quantize(self.vae.encode_taps(video)[-1]).ids]
+    def signs(self, video: Tensor, text: TextEmbedding | None, carry: Carry | None = None) -> Sequence[Tensor]:
+        tap = self.vae.encode_taps(video, carry)[-1]
+        return [ids_to_signs(word, self.num_bits) for word in self.quantize(tap).ids]
 
-    def reconstruct(self, signs: Sequence[Tensor]) -> Tensor:
-        return self.vae.decode(self.out(self.features(self._quantized(signs))))
+    def reconstruct(self, signs: Sequence[Tensor], carry: Carry | None = None) -> Tensor:
+        return self.vae.decode(self.out(self.features(self._quantized(signs)), carry), carry)
 
     def read(self, signs: Sequence[Tensor]) -> Tensor:
         return cast(Tensor, self.text_head(self.meaning(self._quantized(signs)), 0))

@@ -12,6 +12,9 @@ q^(l-1) ── resample ── conv ───┘                                
 Source: PyraTok (arXiv 2601.16210), sec. 3.2.1, eq. 1. E, the embedding of a word, is shared by all levels: one
 vocabulary. ``lift_l`` places it where level l has something to say; with E alone, the sum over levels that share a
 grid would forget which level said what.
+
+Every way through takes an optional :class:`~pyratok.nn.carry.Carry`: then the features or words at hand are those of
+one chunk of a stream. Encoding looks back in time nowhere here, only the VAE before it does.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 
 from pyratok.config import LaPQConfig, WanVAEConfig
 from pyratok.nn.attention import TextAttention
+from pyratok.nn.carry import Carry
 from pyratok.nn.grids import Fold, Resample
 from pyratok.quantization.lfq import lfq
 from pyratok.types import LevelOutput, Stride, TextEmbedding
@@ -58,14 +62,16 @@ class LaPQLevel(nn.Module):
         self.project = nn.Conv3d(width, config.num_bits, 1)
         self.lift = nn.Conv3d(width, width, 1)
 
-    def carry(self, q: Tensor) -> Tensor:
+    def regrid(self, q: Tensor, carry: Carry | None = None) -> Tensor:
         """q^(l-1) on this level's grid."""
         assert self.resample is not None, "the first level has none before it"
-        return cast(Tensor, self.resample(q))
+        return cast(Tensor, self.resample(q, carry))
 
-    def presign(self, feature: Tensor, known: Tensor | None, text: TextEmbedding | None) -> Tensor:
+    def presign(
+        self, feature: Tensor, known: Tensor | None, text: TextEmbedding | None, carry: Carry | None = None
+    ) -> Tensor:
         """Values before the sign ``[B, K, t, h, w]``, float32; ``known`` is q^(l-1) on this grid."""
-        h = self.lateral(F.silu(self.norm_in(feature)))
+        h = self.lateral(F.silu(self.norm_in(feature)), carry)
         r = self.fuse(F.silu(h if known is None else torch.cat([h, known.to(h.dtype)], dim=1)))
         r = self.norm_out(self.text(r, text))
         # Words must not depend on the precision the features happen to be computed in.
@@ -88,19 +94,23 @@ class LaPQ(nn.Module):
         )
         self.out = CausalConv3d(config.width, vae.z_dim, 3, padding=1)
 
-    def quantize(self, taps: Sequence[Tensor], text: TextEmbedding | None = None) -> tuple[LevelOutput, ...]:
+    def quantize(
+        self, taps: Sequence[Tensor], text: TextEmbedding | None = None, carry: Carry | None = None
+    ) -> tuple[LevelOutput, ...]:
         """Features of every depth to one :class:`LevelOutput` per level, each level knowing all words before it."""
         outputs: list[LevelOutput] = []
         q: Tensor | None = None
         for index, level in enumerate(self._levels()):
-            known = None if q is None else level.carry(q)
-            output = lfq(level.presign(taps[self.config.taps[index]], known, text))
+            known = None if q is None else level.regrid(q, carry)
+            output = lfq(level.presign(taps[self.config.taps[index]], known, text, carry))
             outputs.append(output)
             if index + 1 < len(self.levels):
                 q = self._add(level, known, output.bits, None)
         return tuple(outputs)
 
-    def pyramid(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None) -> tuple[Tensor, ...]:
+    def pyramid(
+        self, bits: Sequence[Tensor], kept_levels: Tensor | None = None, carry: Carry | None = None
+    ) -> tuple[Tensor, ...]:
         """q^(1) ... q^(n) ``[B, D, t, h, w]``, each on its level's grid, from the signs of the first n levels.
 
         ``kept_levels`` int64 ``[B]``: clip b uses only that many of the levels (level dropout).
@@ -110,19 +120,19 @@ class LaPQ(nn.Module):
         found: list[Tensor] = []
         for index, (level, signs) in enumerate(zip(self._levels(), bits, strict=False)):
             keep = None if kept_levels is None else kept_levels > index
-            found.append(self._add(level, level.carry(found[-1]) if found else None, signs, keep))
+            found.append(self._add(level, level.regrid(found[-1], carry) if found else None, signs, keep))
         return tuple(found)
 
-    def features(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None) -> Tensor:
+    def features(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None, carry: Carry | None = None) -> Tensor:
         """q^(n) of :meth:`pyramid`, brought on to the last grid ``[B, D, t, h, w]``."""
-        q = self.pyramid(bits, kept_levels)[-1]
+        q = self.pyramid(bits, kept_levels, carry)[-1]
         for level in self._levels()[len(bits) :]:
-            q = level.carry(q)
+            q = level.regrid(q, carry)
         return q
 
-    def latent(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None) -> Tensor:
+    def latent(self, bits: Sequence[Tensor], kept_levels: Tensor | None = None, carry: Carry | None = None) -> Tensor:
         """Latent ``[B, z, t, h, w]`` for the VAE's decoder."""
-        return cast(Tensor, self.out(self.features(bits, kept_levels)))
+        return cast(Tensor, self.out(self.features(bits, kept_levels, carry), carry))
 
     def _add(self, level: LaPQLevel, known: Tensor | None, bits: Tensor, keep: Tensor | None) -> Tensor:
         said: Tensor = level.lift(self.embed(bits.to(level.lift.weight.dtype)))

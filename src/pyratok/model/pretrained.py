@@ -6,12 +6,14 @@ import copy
 import json
 import os
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from pyratok.config import PyraTokConfig, from_dict
 from pyratok.model.base import VideoTokenizer
@@ -25,6 +27,8 @@ VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What a model's weights are called where another model was overwritten: CONFIG then names the file that counts.
 LATER_WEIGHTS = re.compile(r"model-[0-9a-f]{16}\.safetensors")
+# Beside weights of whole numbers: "x.weight.scale" is what "x.weight" is multiplied by.
+SCALE = ".scale"
 HUB_FILES = (CONFIG, "model*.safetensors", "diffusion_pytorch_model*.safetensors", "diffusion_pytorch_model*.json")
 
 
@@ -37,18 +41,20 @@ def save_pretrained(model: PyraTok, folder: str | os.PathLike[str], *, dtype: to
 
     Where there is a model already the weights get a name of their own beside the old ones, and replacing
     ``config.json`` makes the folder the new model: whenever the machine dies, there is one of the two.
-    Adapters are merged. ``dtype`` is that of the file; the fingerprint is of the values as they will be loaded.
+    Adapters are merged. ``dtype`` is that of the file: a floating-point type, or int8 for the weights of linear layers
+    and convolutions (:func:`packed`). The fingerprint is of the values as they will be loaded, so that a model stored
+    with fewer digits is a model of its own: its ids differ here and there.
     """
     final = Path(folder)
     plain = PyraTok(model.config)
     plain.load_state_dict(merge(copy.deepcopy(model)).state_dict())
-    plain.to(dtype).float()
+    tensors = packed(plain, dtype)
+    plain.load_state_dict(unpacked(tensors))
     digest = plain.digest()
     weights = f"model-{digest[:16]}.safetensors" if (final / CONFIG).exists() else WEIGHTS
     header = {"format": FORMAT, "version": VERSION, "fingerprint": plain.fingerprint(), "digest": digest}
     header |= {"weights": weights} if weights != WEIGHTS else {}
     with replacing_folder(final) as unfinished:
-        tensors = {name: value.to(dtype).contiguous() for name, value in plain.state_dict().items()}
         save_file(tensors, unfinished / weights)
         (unfinished / weights).chmod(0o644)  # safetensors leaves it readable by its owner alone
         (unfinished / CONFIG).write_text(json.dumps(header | plain.config_dict(), indent=1) + "\n", encoding="utf-8")
@@ -104,6 +110,51 @@ def resolve(source: str | os.PathLike[str] | None) -> Path:
         raise ModelLoadError(str(error)) from None
 
 
+def packed(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state of a model as a file of ``dtype`` holds it, contiguous.
+
+    With int8, every weight ``w`` of a linear layer or convolution becomes whole numbers ``q`` in -127 .. 127 under its
+    own name, and one bfloat16 scale per output channel beside it, ``w ~ scale q``; all else stays in float32. The
+    largest weight of a channel gets the number 127, up to the rounding of the scale. A scale has 8 significant bits and
+    a number 7, so their product is exact in float32, and packing it again gives the same file.
+    """
+    if dtype != torch.int8:
+        return {name: value.to(dtype).contiguous() for name, value in model.state_dict().items()}
+    state = {name: value.float() for name, value in model.state_dict().items()}
+    for name, axis in _output_axes(model).items():
+        weight = state[name]
+        largest = weight.abs().amax([other for other in range(weight.ndim) if other != axis], keepdim=True)
+        scale = (largest / 127).to(torch.bfloat16)
+        scale[scale == 0] = 1  # a silent channel
+        state[name] = (weight / scale.float()).round().clamp(-127, 127).to(torch.int8)
+        state[name + SCALE] = scale
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def unpacked(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Inverse of :func:`packed`, in float32; ValueError for a scale that belongs to no weight."""
+    state = {name: value.float() for name, value in tensors.items() if not name.endswith(SCALE)}
+    for name in tensors.keys() - state.keys():
+        weight, scale = state.get(name.removesuffix(SCALE)), tensors[name].float()
+        if weight is None or scale.ndim != weight.ndim:
+            raise ValueError(f"{name} is the scale of no weight in this file")
+        if any(n not in (1, m) for n, m in zip(scale.shape, weight.shape, strict=True)):
+            raise ValueError(f"{name} has shape {tuple(scale.shape)}, its weight {tuple(weight.shape)}")
+        state[name.removesuffix(SCALE)] = weight * scale
+    return state
+
+
+def _output_axes(model: nn.Module) -> dict[str, int]:
+    """Every weight of a linear layer or convolution, and which of its axes counts output channels."""
+    axes = {nn.Linear: 0, nn.Conv2d: 0, nn.Conv3d: 0, nn.ConvTranspose3d: 1}
+    return {
+        f"{name}.weight": axis
+        for name, layer in model.named_modules()
+        for kind, axis in axes.items()
+        if isinstance(layer, kind)
+    }
+
+
 def _load_native(folder: Path, config: dict[str, Any]) -> PyraTok:
     if config.pop("format", None) != FORMAT:
         raise ValueError(f'{CONFIG} is not that of a pyratok model (no "format": "{FORMAT}")')
@@ -116,7 +167,7 @@ def _load_native(folder: Path, config: dict[str, Any]) -> PyraTok:
         raise ValueError(f"weights: expected the name of a file in this folder, got {weights!r}")
     with torch.device("meta"):
         model = PyraTok(from_dict(PyraTokConfig, config))
-    load_weights(model, read_weights(folder / weights))
+    load_weights(model, unpacked(read_weights(folder / weights)))
     # The fingerprint leaves out the text head, the digest nothing.
     if model.eval().pin_fingerprint() != fingerprint or digest not in (None, model.digest()):
         raise ValueError(f"configuration and weights do not match their fingerprint {fingerprint}; a file is damaged")

@@ -13,6 +13,7 @@ from pyratok.config import PyraTokConfig, to_dict
 from pyratok.model.base import VideoTokenizer
 from pyratok.model.lapq import LaPQ
 from pyratok.model.text_head import TextHead
+from pyratok.nn.carry import Carry
 from pyratok.types import TextEmbedding, TokenizerOutput
 from pyratok.vae.wan import WanVAE
 
@@ -55,11 +56,11 @@ class PyraTok(VideoTokenizer):
     def config_dict(self) -> dict[str, Any]:
         return to_dict(self.config)
 
-    def signs(self, video: Tensor, text: TextEmbedding | None) -> Sequence[Tensor]:
-        return [level.bits for level in self.lapq.quantize(self.vae.encode_taps(video), text)]
+    def signs(self, video: Tensor, text: TextEmbedding | None, carry: Carry | None = None) -> Sequence[Tensor]:
+        return [level.bits for level in self.lapq.quantize(self.vae.encode_taps(video, carry), text, carry)]
 
-    def reconstruct(self, signs: Sequence[Tensor]) -> Tensor:
-        return self.vae.decode(self.lapq.latent(signs))
+    def reconstruct(self, signs: Sequence[Tensor], carry: Carry | None = None) -> Tensor:
+        return self.vae.decode(self.lapq.latent(signs, carry=carry), carry)
 
     def read(self, signs: Sequence[Tensor]) -> Tensor:
         if self.text_head is None:

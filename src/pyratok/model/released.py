@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyratok.config import to_dict
 from pyratok.model.base import VideoTokenizer
+from pyratok.nn.carry import Carry
 from pyratok.quantization.bits import sign
 from pyratok.types import TextEmbedding
 from pyratok.vae.hub import load_weights
@@ -41,19 +42,19 @@ class ResidualLatentTokenizer(VideoTokenizer):
     def config_dict(self) -> dict[str, Any]:
         return {"name": self.name, "vae": to_dict(self.vae.config), "num_stages": self.num_levels}
 
-    def signs(self, video: Tensor, text: TextEmbedding | None) -> Sequence[Tensor]:
+    def signs(self, video: Tensor, text: TextEmbedding | None, carry: Carry | None = None) -> Sequence[Tensor]:
         if text is not None:
             raise ValueError(f"{self.name} has no text path; encode without a caption")
-        residual = self.vae.encode(video).chunk(2, dim=1)[0].float()
+        residual = self.vae.encode(video, carry).chunk(2, dim=1)[0].float()
         stages = []
         for index in range(self.num_levels):
             stages.append(sign(residual))
             residual = residual - stages[-1] * 2.0**-index
         return stages
 
-    def reconstruct(self, signs: Sequence[Tensor]) -> Tensor:
+    def reconstruct(self, signs: Sequence[Tensor], carry: Carry | None = None) -> Tensor:
         latent = torch.stack([s.float() * 2.0**-index for index, s in enumerate(signs)]).sum(dim=0)
-        return self.vae.decode(latent.to(signs[0].dtype))
+        return self.vae.decode(latent.to(signs[0].dtype), carry)
 
 
 def load_released(folder: Path, config: dict[str, Any]) -> ResidualLatentTokenizer:

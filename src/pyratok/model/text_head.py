@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyratok.config import TextHeadConfig
-from pyratok.vae.wan_blocks import RMSNorm
+from pyratok.vae.wan_blocks import RMSNorm, fold_time, unfold_time
 
 
 class TextHead(nn.Module):
@@ -32,9 +32,9 @@ class TextHead(nn.Module):
         self.norm = RMSNorm(config.width)
         self.out = nn.Conv3d(config.width, text_dim, 1)
 
-    def forward(self, features: Tensor, level: int) -> Tensor:
-        """``level`` from 0; the result is not normalised."""
-        x = self.stem(features) + self.level[level].view(1, -1, 1, 1, 1)
+    def forward(self, features: Tensor, level: int | Tensor) -> Tensor:
+        """``level`` from 0, one for all clips or int64 ``[B]``; the result is not normalised."""
+        x = self.stem(features) + self.level[level].view(-1, self.level.shape[1], 1, 1, 1)
         for block in self.blocks:
             x = block(x)
         return cast(Tensor, self.out(self.norm(x)))
@@ -52,5 +52,12 @@ class HeadBlock(nn.Module):
         self.contract = nn.Conv3d(4 * width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        around = self.time(F.pad(self.space(x), (0, 0, 0, 0, 2, 0)))
-        return x + cast(Tensor, self.contract(F.gelu(self.expand(self.norm(around)))))
+        return x + cast(Tensor, self.contract(F.gelu(self.expand(self.norm(self._around(x))))))
+
+    def _around(self, x: Tensor) -> Tensor:
+        """``time(pad(space(x)))``, written in a way whose backward pass takes half the time on a CPU."""
+        weight = self.space.weight.squeeze(2)
+        frames = F.conv2d(fold_time(x), weight, self.space.bias, padding=weight.shape[-1] // 2, groups=weight.shape[0])
+        padded = F.pad(unfold_time(frames, x.shape[0]), (0, 0, 0, 0, 2, 0))
+        steps = padded.unfold(2, 3, 1) * self.time.weight.view(1, -1, 1, 1, 1, 3).to(padded.dtype)
+        return steps.sum(-1) + cast(Tensor, self.time.bias).view(1, -1, 1, 1, 1).to(padded.dtype)

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyratok.nn.carry import Carry, at_start
 from pyratok.types import Stride
 
 
@@ -13,7 +14,8 @@ class Fold(nn.Module):
     """Lateral convolution: features at ``tap`` stride to the coarser (or equal) ``grid`` stride, each cell seen whole.
 
     ``[B, C, 1 + k r, H, W]`` to ``[B, D, 1 + k, H/s, W/s]``. Step 0 sees frame 0 alone (zeros in front), step j the
-    r frames up to its last one: causal, and local, so that tiles and whole frames agree.
+    r frames up to its last one: causal, and local, so that tiles and whole frames agree. A later chunk of a stream is
+    ``[B, C, k r, H, W]`` to ``[B, D, k, H/s, W/s]`` and needs nothing of the chunks before.
     """
 
     def __init__(self, in_dim: int, out_dim: int, tap: Stride, grid: Stride) -> None:
@@ -22,8 +24,9 @@ class Fold(nn.Module):
         self.front = ratio[0] - 1
         self.conv = nn.Conv3d(in_dim, out_dim, ratio, stride=ratio)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x, (0, 0, 0, 0, self.front, 0)) if self.front else x)
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        padded = self.front > 0 and at_start(carry)
+        out: Tensor = self.conv(F.pad(x, (0, 0, 0, 0, self.front, 0)) if padded else x)
         return out
 
 
@@ -31,7 +34,8 @@ class Resample(nn.Module):
     """Quantized features from one token grid to the next: coarser or equal in time, finer or equal in space.
 
     Time is folded by a learned average (step 0, having one frame, sees it repeated); space is unfolded by a learned
-    repetition. Both start as the plain average and the plain repetition.
+    repetition. Both start as the plain average and the plain repetition. A later chunk of a stream needs nothing of
+    the chunks before.
     """
 
     def __init__(self, width: int, source: Stride, target: Stride) -> None:
@@ -48,11 +52,13 @@ class Resample(nn.Module):
                     for channel in range(width):
                         layer.weight[channel, channel] = gain
 
-    def forward(self, q: Tensor) -> Tensor:
+    def forward(self, q: Tensor, carry: Carry | None = None) -> Tensor:
         """``[B, D, t, h, w]`` on the source grid to the target grid."""
         if self.fold is not None:
-            first = q[:, :, :1].expand(-1, -1, self.front, -1, -1)
-            q = self.fold(torch.cat([first, q], dim=2))
+            if at_start(carry):
+                first = q[:, :, :1].expand(-1, -1, self.front, -1, -1)
+                q = torch.cat([first, q], dim=2)
+            q = self.fold(q)
         if self.unfold is not None:
             q = self.unfold(q)
         return q

@@ -39,6 +39,7 @@ from pyratok.losses.retention import feature_kl, frame_retention
 from pyratok.model.alignment import TokenLM, TokenLMConfig
 from pyratok.model.lapq import LaPQLevel
 from pyratok.model.pyratok import PyraTok
+from pyratok.model.text_head import TextHead
 from pyratok.nn.collective import mean_across_ranks
 from pyratok.text.base import TextEncoder
 from pyratok.text.hf import HFTextEncoder
@@ -55,7 +56,7 @@ from pyratok.train.objectives import (
     draw_part_of_mask,
 )
 from pyratok.train.teachers import FeatureProjector
-from pyratok.types import LevelOutput, TextEmbedding
+from pyratok.types import LevelOutput, Stride, TextEmbedding
 from pyratok.vae.wan import Decoder, WanVAE
 
 
@@ -157,6 +158,7 @@ class LanguageObjective(Objective):
             "bit_order": draw_bit_order(self.model.tokenizer),
             "shown": mask.apply(clips).contiguous(memory_format=torch.channels_last_3d),
             "window": torch.rand(()),
+            "read": part.of(torch.rand(part.total)),
             "text_tokens": text.tokens,
             "text_mask": text.mask & captioned[:, None].to(text.mask.device),
             "pooled": text.pooled,
@@ -211,7 +213,7 @@ class LanguageObjective(Objective):
             return {}
         pooled, blind = choices["pooled"], choices["captioned"] & ~choices["guided"]
         terms: Named = {}
-        found = [tokenizer.text_head(q, level) for level, q in enumerate(tokenizer.lapq.pyramid(bits))]
+        found = self._read(tokenizer.text_head, bits, choices["read"])
         if weights.text_tokens:
             vectors = [features.flatten(2).mT for features in found]
             terms["text_tokens"] = torch.stack(
@@ -242,6 +244,25 @@ class LanguageObjective(Objective):
             told = choices["names"], valid, config.contrast, None, choices.get("vocabulary")
             terms["naming"] = torch.stack([grounding(clip.movedim(1, -1), whole, *told) for clip in clips]).mean()
         return terms
+
+    def _read(self, head: TextHead, bits: Sequence[Tensor], drawn: Tensor) -> list[Tensor]:
+        """Tokens in the text space, per grid, the last one last: of levels that share it each clip shows one.
+
+        ``drawn`` float32 ``[B]`` in [0, 1) says which. The head is most of what a step with frozen tokens costs, and
+        levels of one grid have much in common.
+        """
+        pyramid = self.model.tokenizer.lapq.pyramid(bits)
+        sharing: dict[Stride, list[int]] = {}
+        for level, stride in enumerate(self.model.tokenizer.strides):
+            sharing.setdefault(stride, []).append(level)
+        found = []
+        for levels in sharing.values():
+            chosen = (drawn * len(levels)).long()
+            features = torch.stack([pyramid[level] for level in levels])[
+                chosen, torch.arange(len(drawn), device=drawn.device)
+            ]
+            found.append(head(features, torch.tensor(levels, device=drawn.device)[chosen]))
+        return found
 
     def _words(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Words of the last level in the text space, each from its bits alone, ``[B S, D]``, and whose they are."""

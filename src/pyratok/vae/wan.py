@@ -1,4 +1,4 @@
-"""Wan 2.1 and Wan 2.2 causal video VAEs as one pass over the whole clip, with taps at every depth.
+"""Wan 2.1 and Wan 2.2 causal video VAEs as one pass over the whole clip or a chunk of it, with taps at every depth.
 
 ```
 video [B,3,T,H,W] -> patchify -> conv_in -> stage 0 -> ... -> stage S-1 -> middle -> head -> mean, log-variance
@@ -7,7 +7,8 @@ latent [B,z,t,h,w] -> conv_in -> middle -> stage S-1 -> ... -> stage 0 -> head -
 ```
 
 Source: Wan (arXiv 2503.20314), sec. 4.1; parameter names are those of diffusers' ``AutoencoderKLWan``.
-A tap is the output of a stage's residual blocks, before it is downsampled.
+A tap is the output of a stage's residual blocks, before it is downsampled. Every way through the VAE takes an optional
+:class:`~pyratok.nn.carry.Carry`: then the clip at hand is one chunk of a longer one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyratok.config import WanVAEConfig
+from pyratok.nn.carry import Carry, at_start
 from pyratok.vae.wan_blocks import (
     AverageDown,
     CausalConv3d,
@@ -46,12 +48,12 @@ class ResidualDownStage(nn.Module):
         self.resnets = nn.ModuleList(ResidualBlock(a, b) for a, b in pairwise(dims))
         self.downsampler = None if last else Downsample(out_dim, in_space, in_time)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> tuple[Tensor, Tensor]:
         """Features for the next stage, and the tap."""
         tap = x
         for block in self.resnets:
-            tap = block(tap)
-        out = tap if self.downsampler is None else self.downsampler(tap)
+            tap = block(tap, carry)
+        out = tap if self.downsampler is None else self.downsampler(tap, carry)
         return out + self.avg_shortcut(x), tap
 
 
@@ -77,23 +79,23 @@ class Encoder(nn.Module):
         self.norm_out = RMSNorm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], config.z_dim * 2, 3, padding=1)
 
-    def taps(self, x: Tensor) -> tuple[Tensor, ...]:
+    def taps(self, x: Tensor, carry: Carry | None = None) -> tuple[Tensor, ...]:
         taps: list[Tensor] = []
-        x = self.conv_in(x)
+        x = self.conv_in(x, carry)
         for layer in self.down_blocks:
             if isinstance(layer, ResidualDownStage):
-                x, tap = layer(x)
+                x, tap = layer(x, carry)
                 taps.append(tap)
                 continue
             if isinstance(layer, Downsample):
                 taps.append(x)
-            x = layer(x)
+            x = layer(x, carry)
         if not isinstance(self.down_blocks[-1], ResidualDownStage):
             taps.append(x)
-        return (*taps, self.mid_block(x))
+        return (*taps, self.mid_block(x, carry))
 
-    def head(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x))))
+    def head(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x)), carry))
 
 
 class UpStage(nn.Module):
@@ -117,13 +119,13 @@ class UpStage(nn.Module):
         else:
             self.upsamplers = nn.ModuleList([Upsample(out_dim, out_dim // 2, in_space, in_time)])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         h = x
         for block in self.resnets:
-            h = block(h)
+            h = block(h, carry)
         for upsample in self.upsamplers or ([self.upsampler] if self.upsampler is not None else []):
-            h = upsample(h)
-        return h if self.avg_shortcut is None else h + self.avg_shortcut(x)
+            h = upsample(h, carry)
+        return h if self.avg_shortcut is None else h + self.avg_shortcut(x, carry)
 
 
 class Decoder(nn.Module):
@@ -145,11 +147,11 @@ class Decoder(nn.Module):
         self.norm_out = RMSNorm(dims[-1])
         self.conv_out = CausalConv3d(dims[-1], 3 * config.patch_size**2, 3, padding=1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.mid_block(self.conv_in(z))
+    def forward(self, z: Tensor, carry: Carry | None = None) -> Tensor:
+        x = self.mid_block(self.conv_in(z, carry), carry)
         for stage in self.up_blocks:
-            x = stage(x)
-        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x))))
+            x = stage(x, carry)
+        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x)), carry))
 
 
 class WanVAE(nn.Module):
@@ -163,30 +165,34 @@ class WanVAE(nn.Module):
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, 1)
         self.decoder = Decoder(config)
 
-    def _prepare(self, video: Tensor) -> Tensor:
+    def _prepare(self, video: Tensor, begins: bool) -> Tensor:
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"expected video [B, 3, T, H, W], got shape {tuple(video.shape)}")
         stride = self.config.latent_stride
         frames, height, width = video.shape[-3:]
-        if (frames - 1) % stride[0] or height % stride[1] or width % stride[2]:
+        if frames < 1 or (frames - begins) % stride[0] or height % stride[1] or width % stride[2]:
+            what, wanted = ("clip", f"1 + {stride[0]} k") if begins else ("later chunk", f"{stride[0]} k")
             raise ValueError(
-                f"a clip of {frames}x{height}x{width} does not fit the stride {stride}: "
-                f"pad it to 1 + {stride[0]} k frames and multiples of {stride[1]}x{stride[2]} pixels"
+                f"a {what} of {frames}x{height}x{width} does not fit the stride {stride}: "
+                f"pad it to {wanted} frames and multiples of {stride[1]}x{stride[2]} pixels"
             )
         return patchify(video, self.config.patch_size).contiguous(memory_format=torch.channels_last_3d)
 
-    def encode_taps(self, video: Tensor) -> tuple[Tensor, ...]:
+    def encode_taps(self, video: Tensor, carry: Carry | None = None) -> tuple[Tensor, ...]:
         """Features of every depth: one per stage, then the middle block; see ``config.tap_strides``."""
-        return self.encoder.taps(self._prepare(video))
+        return self.encoder.taps(self._prepare(video, at_start(carry)), carry)
 
-    def encode(self, video: Tensor) -> Tensor:
+    def encode(self, video: Tensor, carry: Carry | None = None) -> Tensor:
         """Posterior mean and log-variance ``[B, 2 z, t, h, w]`` of the latent, unscaled."""
-        return cast(Tensor, self.quant_conv(self.encoder.head(self.encode_taps(video)[-1])))
+        return cast(Tensor, self.quant_conv(self.encoder.head(self.encode_taps(video, carry)[-1], carry)))
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Unscaled latent ``[B, z, t, h, w]`` to video ``[B, 3, 1 + (t-1) s, H, W]``, about [-1, 1], not clamped."""
+    def decode(self, latent: Tensor, carry: Carry | None = None) -> Tensor:
+        """Unscaled latent ``[B, z, t, h, w]`` to video ``[B, 3, 1 + (t-1) s, H, W]``, about [-1, 1], not clamped.
+
+        A later chunk of a stream gives ``t s`` frames.
+        """
         z = self.post_quant_conv(latent.contiguous(memory_format=torch.channels_last_3d))
-        return unpatchify(self.decoder(z), self.config.patch_size)
+        return unpatchify(self.decoder(z, carry), self.config.patch_size)
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction through the posterior mean, and the moments (for training the VAE itself)."""

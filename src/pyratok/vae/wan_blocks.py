@@ -1,9 +1,10 @@
-"""Building blocks of the Wan VAEs, each as one pass over the whole clip.
+"""Building blocks of the Wan VAEs, each as one pass over the whole clip, or over one chunk of it with a carry.
 
 Parameter names follow diffusers' ``AutoencoderKLWan``, so that its checkpoints load as they are. diffusers walks
 through a clip latent step by latent step and carries caches; every block here sees all steps at once and gives the
 same numbers, because causal padding with zeros in front is what empty caches amount to. Three places where the first
-frame is special, found in the caches there, are spelled out below.
+frame is special, found in the caches there, are spelled out below. Blocks that look back in time take an optional
+:class:`~pyratok.nn.carry.Carry`, which puts what they remember of the chunks before in the place of those zeros.
 
 Layout: activations are ``[B, C, T, H, W]`` kept in ``channels_last_3d`` memory end to end.
 """
@@ -17,9 +18,11 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
+from pyratok.nn.carry import Carry, at_start
+
 
 class CausalConv3d(nn.Conv3d):
-    """3-D convolution that sees no later frame: time is padded in front only, with zeros."""
+    """3-D convolution that sees no later frame: time is padded in front only, with what came before, zeros at first."""
 
     def __init__(
         self,
@@ -34,10 +37,10 @@ class CausalConv3d(nn.Conv3d):
         self.causal_pad = 2 * time
         self.padding = (0, rows, columns)
 
-    def forward(self, x: Tensor) -> Tensor:
-        # Time is the outermost axis of channels-last memory, so that this pad is one block copy.
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         if self.causal_pad:
-            x = F.pad(x, (0, 0, 0, 0, self.causal_pad, 0))
+            # Time is the outermost axis of channels-last memory, so that this pad is one block copy.
+            x = F.pad(x, (0, 0, 0, 0, self.causal_pad, 0)) if carry is None else carry.extend(x, self.causal_pad)
         return super().forward(x)
 
 
@@ -64,9 +67,9 @@ class ResidualBlock(nn.Module):
         self.conv2 = CausalConv3d(out_dim, out_dim, 3, padding=1)
         self.conv_shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), carry)
+        h = self.conv2(F.silu(self.norm2(h)), carry)
         return h + self.conv_shortcut(x)
 
 
@@ -94,17 +97,18 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList([ResidualBlock(dim, dim), ResidualBlock(dim, dim)])
         self.attentions = nn.ModuleList([AttentionBlock(dim)] if attention else [])
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.resnets[0](x)
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        x = self.resnets[0](x, carry)
         for attention in self.attentions:
             x = attention(x)
-        return self.resnets[1](x)
+        return self.resnets[1](x, carry)
 
 
 class Downsample(nn.Module):
     """Halve space by a strided convolution, then time by a causal one.
 
-    The first frame skips the temporal convolution: the reference has nothing cached there yet.
+    The first frame skips the temporal convolution: the reference has nothing cached there yet. From then on each
+    output sees two new frames and the last one before them.
     """
 
     def __init__(self, dim: int, in_space: bool, in_time: bool) -> None:
@@ -115,11 +119,14 @@ class Downsample(nn.Module):
         self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)) if in_space else nn.Identity(), spatial)
         self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if in_time else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         x = unfold_time(self.resample(fold_time(x)), x.shape[0])
-        if self.time_conv is None or x.shape[2] == 1:
+        if self.time_conv is None:
             return x
-        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+        seen = x if carry is None else carry.extend(x, 1, zeros=0)
+        if not at_start(carry):
+            return cast(Tensor, self.time_conv(seen))
+        return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
 
 
 class Upsample(nn.Module):
@@ -131,19 +138,35 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, in_space: bool, in_time: bool) -> None:
         super().__init__()
-        up = nn.Upsample(scale_factor=(2.0, 2.0), mode="nearest-exact") if in_space else nn.Identity()
-        self.resample = nn.Sequential(up, nn.Conv2d(dim, out_dim, 3, padding=1))
+        self.in_space = in_space
+        # Index 0 is the doubling of the reference; it keeps the parameter names equal.
+        self.resample = nn.Sequential(nn.Identity(), nn.Conv2d(dim, out_dim, 3, padding=1))
         self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1), padding=(1, 0, 0)) if in_time else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.time_conv is not None and x.shape[2] > 1:
-            later = rearrange(self.time_conv(x[:, :, 1:]), "b (two c) t h w -> b c (t two) h w", two=2)
-            x = torch.cat([x[:, :, :1], later], dim=2)
-        return unfold_time(self.resample(fold_time(x)), x.shape[0])
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        if self.time_conv is not None:
+            x = self._double_time(self.time_conv, x, carry)
+        frames, conv = fold_time(x), cast(nn.Conv2d, self.resample[1])
+        wide = double_and_convolve(frames, conv.weight, conv.bias) if self.in_space else self.resample(frames)
+        return unfold_time(wide, x.shape[0])
+
+    @staticmethod
+    def _double_time(time_conv: CausalConv3d, x: Tensor, carry: Carry | None) -> Tensor:
+        first, later = (x[:, :, :1], x[:, :, 1:]) if at_start(carry) else (None, x)
+        if later.shape[2] == 0:
+            if carry is not None:
+                # Nothing to convolve, but a tail to hand on: the zeros in the place of the first frame.
+                carry.extend(later, time_conv.causal_pad)
+            return x
+        doubled = rearrange(time_conv(later, carry), "b (two c) t h w -> b c (t two) h w", two=2)
+        return doubled if first is None else torch.cat([first, doubled], dim=2)
 
 
 class AverageDown(nn.Module):
-    """Shortcut of Wan 2.2: space and time folded into channels, groups of channels averaged."""
+    """Shortcut of Wan 2.2: space and time folded into channels, groups of channels averaged.
+
+    Zeros fill up the first frame, which stands alone; a later chunk of a stream has none to fill up.
+    """
 
     def __init__(self, in_dim: int, out_dim: int, factor_t: int, factor_s: int) -> None:
         super().__init__()
@@ -159,7 +182,7 @@ class AverageDown(nn.Module):
 
 
 class DuplicateUp(nn.Module):
-    """Shortcut of Wan 2.2: channels repeated and unfolded into space and time; the first frame stays single."""
+    """Shortcut of Wan 2.2: channels repeated and unfolded into space and time; the first frame of all stays single."""
 
     def __init__(self, in_dim: int, out_dim: int, factor_t: int, factor_s: int) -> None:
         super().__init__()
@@ -168,11 +191,33 @@ class DuplicateUp(nn.Module):
         self.factor_t, self.factor_s = factor_t, factor_s
         self.repeats = out_dim * factor_t * factor_s**2 // in_dim
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         x = repeat(x, "b c t h w -> b (c r) t h w", r=self.repeats)
         s = self.factor_s
         x = rearrange(x, "b (c ft fh fw) t h w -> b c (t ft) (h fh) (w fw)", ft=self.factor_t, fh=s, fw=s)
-        return x[:, :, self.factor_t - 1 :]
+        return x[:, :, self.factor_t - 1 :] if at_start(carry) else x
+
+
+def double_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Frames ``[N, C, H, W]`` doubled by nearest neighbour, then convolved 3x3 with zeros around: ``[N, D, 2H, 2W]``.
+
+    A kernel of three on doubled rows sees two rows of the input. So each of the four kinds of output pixels, even or
+    odd row and column, is a 2x2 convolution of ``x`` itself: 16 products in place of 36, and no doubled frame is made.
+    """
+    height, width = x.shape[-2:]
+    rows = _on_doubled(weight.movedim(2, -1))  # [2, D, C, 3, 2]
+    kernels = _on_doubled(rows.movedim(3, -1))  # [2, 2, D, C, 2, 2], even or odd column first
+    y = F.conv2d(x, kernels.flatten(0, 2), None if bias is None else bias.repeat(4), padding=1)
+    kinds = rearrange(y, "n (two odd d) h w -> two odd n h w d", two=2, odd=2)
+    # An odd row begins its pair of rows one further down.
+    doubled = [torch.stack([kinds[b, a, :, a : a + height, b : b + width] for b in (0, 1)], dim=3) for a in (0, 1)]
+    return rearrange(torch.stack(doubled, dim=2), "n h a w b d -> n d (h a) (w b)")
+
+
+def _on_doubled(kernel: Tensor) -> Tensor:
+    """``[..., 3]`` on a doubled axis as ``[2, ..., 2]`` on the axis itself, for even and odd places."""
+    first, middle, last = kernel.unbind(-1)
+    return torch.stack([torch.stack([first, middle + last], -1), torch.stack([first + middle, last], -1)])
 
 
 def fold_time(x: Tensor) -> Tensor:

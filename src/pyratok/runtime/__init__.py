@@ -1,0 +1,1 @@
+"""How to run long and large video in a given memory: receptive fields, tiles, plans."""
