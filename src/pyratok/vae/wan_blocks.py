@@ -11,6 +11,7 @@ Layout: activations are ``[B, C, T, H, W]`` kept in ``channels_last_3d`` memory 
 
 from __future__ import annotations
 
+import math
 from typing import cast
 
 import torch
@@ -42,6 +43,23 @@ class CausalConv3d(nn.Conv3d):
             # Time is the outermost axis of channels-last memory, so that this pad is one block copy.
             x = F.pad(x, (0, 0, 0, 0, self.causal_pad, 0)) if carry is None else carry.extend(x, self.causal_pad)
         return super().forward(x)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._is_slow_in_torch(x):
+            return super()._conv_forward(x, weight, bias)
+        shape = self.padding, self.stride, self.dilation, self.groups
+        return cast(Tensor, torch.ops.aten.mkldnn_convolution(x, weight, bias, *shape))
+
+    @staticmethod
+    def _is_slow_in_torch(x: Tensor) -> bool:
+        """A chunk of few frames, for which torch would choose a convolution up to nine times as slow as oneDNN's.
+
+        The bound is that of ``ConvParams::use_mkldnn`` in ATen; oneDNN's op alone has no gradient, and graphs are to be
+        made of ops that every runtime knows.
+        """
+        few = x.shape[0] == 1 and math.prod(x.shape[1:4]) <= 20480
+        plain = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        return few and plain and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 class RMSNorm(nn.Module):
