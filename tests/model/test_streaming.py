@@ -436,7 +436,8 @@ def test_passes_with_and_without_a_carry_are_one_graph() -> None:
 
     with torch.no_grad():
         forward = torch.compile(model, backend="eager", fullgraph=True)
-        assert torch.equal(forward(video).reconstruction, model(video).reconstruction)
+        # Few frames take another convolution where nothing is compiled.
+        torch.testing.assert_close(forward(video).reconstruction, model(video).reconstruction, atol=1e-5, rtol=1e-5)
         compiled = torch.compile(chunk, backend="eager", fullgraph=True)
         first, tails = compiled(video[:, :, :5], None)
         second, _ = compiled(video[:, :, 5:], tails)

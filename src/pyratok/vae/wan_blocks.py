@@ -57,9 +57,10 @@ class CausalConv3d(nn.Conv3d):
         The bound is that of ``ConvParams::use_mkldnn`` in ATen; oneDNN's op alone has no gradient, and graphs are to be
         made of ops that every runtime knows.
         """
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return False
         few = x.shape[0] == 1 and math.prod(x.shape[1:4]) <= 20480
-        plain = x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-        return few and plain and not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        return few and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class RMSNorm(nn.Module):
