@@ -10,6 +10,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from pyratok.model.base import VideoTokenizer
+from pyratok.nn.carry import Carry, at_start
 from pyratok.quantization.bits import ids_to_signs, signs_to_ids
 from pyratok.types import Stride, TextEmbedding, Video
 
@@ -36,33 +37,34 @@ class FakeTokenizer(VideoTokenizer):
     def config_dict(self) -> dict[str, Any]:
         return {"name": self.name, "strides": self.strides}
 
-    def signs(self, video: Tensor, text: TextEmbedding | None) -> Sequence[Tensor]:
-        rest, levels = video, []
+    def signs(self, video: Tensor, text: TextEmbedding | None, carry: Carry | None = None) -> Sequence[Tensor]:
+        rest, levels, lead = video, [], at_start(carry)
         for stride, scale in zip(self.strides, self.ranges, strict=True):
-            ids = to_ids(pool(rest, stride), scale)
-            rest = rest - expand(to_colour(ids, scale), stride)
+            ids = to_ids(pool(rest, stride, lead), scale)
+            rest = rest - expand(to_colour(ids, scale), stride, lead)
             levels.append(ids_to_signs(ids, self.num_bits))
         return levels
 
-    def reconstruct(self, signs: Sequence[Tensor]) -> Tensor:
+    def reconstruct(self, signs: Sequence[Tensor], carry: Carry | None = None) -> Tensor:
         parts = [
-            expand(to_colour(signs_to_ids(level), scale), stride)
+            expand(to_colour(signs_to_ids(level), scale), stride, at_start(carry))
             for level, stride, scale in zip(signs, self.strides, self.ranges, strict=False)
         ]
         return torch.stack(parts).sum(0)
 
 
-def pool(x: Tensor, stride: Stride) -> Tensor:
-    """Means over cells; in time the first frame stands alone."""
+def pool(x: Tensor, stride: Stride, lead: bool) -> Tensor:
+    """Means over cells; in time the first frame of a video, which ``lead`` says is there, stands alone."""
     t, h, w = stride
     space = reduce(x, "b c t (h sh) (w sw) -> b c t h w", "mean", sh=h, sw=w)
-    return torch.cat([space[:, :, :1], reduce(space[:, :, 1:], "b c (t st) h w -> b c t h w", "mean", st=t)], dim=2)
+    first, later = space[:, :, :lead], space[:, :, lead:]
+    return torch.cat([first, reduce(later, "b c (t st) h w -> b c t h w", "mean", st=t)], dim=2)
 
 
-def expand(x: Tensor, stride: Stride) -> Tensor:
+def expand(x: Tensor, stride: Stride, lead: bool) -> Tensor:
     """Every cell filled with its value: the inverse of :func:`pool` up to detail."""
     t, h, w = stride
-    whole = torch.cat([x[:, :, :1], repeat(x[:, :, 1:], "b c t h w -> b c (t st) h w", st=t)], dim=2)
+    whole = torch.cat([x[:, :, :lead], repeat(x[:, :, lead:], "b c t h w -> b c (t st) h w", st=t)], dim=2)
     return repeat(whole, "b c t h w -> b c t (h sh) (w sw)", sh=h, sw=w)
 
 

@@ -21,7 +21,7 @@ import typer
 from typer.main import get_command
 
 import pyratok
-from pyratok.cli import ablate, demo, doctor, evaluate, export, info, tokens, train
+from pyratok.cli import ablate, demo, doctor, evaluate, export, info, tokens, train, watch
 from pyratok.data.manifests import LeftOutWarning
 
 EXIT_INTERNAL = 1
@@ -44,6 +44,7 @@ app.command()(demo.demo)
 app.command()(tokens.encode)
 app.command()(tokens.decode)
 app.command()(tokens.reconstruct)
+app.command()(watch.watch)
 app.command()(info.info)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(export.app, name="export")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,6 +49,13 @@ FramesOption = Annotated[
 ]
 LevelsOption = Annotated[
     int | None, typer.Option("--levels", min=1, metavar="N", help="Use the first N levels alone; default: all.")
+]
+CaptionOption = Annotated[
+    str | None, typer.Option("--caption", metavar="TEXT", help="What the video shows; decoding never needs it.")
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", metavar="4GiB", help="The most that the process may hold; default: what is free."),
 ]
 JsonOption = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="Also write the numbers as JSON; - is standard output.")
@@ -172,6 +179,14 @@ class ShownStopwatch(Stopwatch):
                 yield
         if self.keep:
             self.console.print(f"[green]done[/] {escape(name)} [dim]{human_seconds(self.seconds[name])}[/]")
+
+    @contextmanager
+    def counted(self, name: str) -> Iterator[Callable[[int, int | None], None]]:
+        """A step that tells how many frames are done, of how many if that is known; shown as a bar."""
+        with progress_bar(self.console) as bar:
+            task = bar.add_task(escape(name), total=None)
+            with Stopwatch.step(self, name):
+                yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class Output:
