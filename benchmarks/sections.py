@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from plots import bars, curves
 from records import Record
@@ -31,6 +32,13 @@ def size(clip: Sequence[int]) -> str:
     return "x".join(map(str, clip))
 
 
+def each(found: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Way, name and result, of every result both ways."""
+    for name, result in found.items():
+        for way in WAYS:
+            yield way, name, result
+
+
 def wan_tables(record: Record) -> Iterable[str]:
     rows = [
         [
@@ -41,8 +49,7 @@ def wan_tables(record: Record) -> Iterable[str]:
             f"{found['roofline_share'][way]:.0%}",
             f"{found['roofline_share'][f'diffusers_{way}']:.0%}",
         ]
-        for dtype, found in record["results"].items()
-        for way in WAYS
+        for way, dtype, found in each(record["results"])
     ]
     yield f"Clip of {size(record['clip'])}. The last two columns: share of the best convolution rate, ours and theirs."
     yield table(["", "pyratok", "diffusers", "faster", "share", "theirs"], rows)
@@ -57,8 +64,7 @@ def wan_tables(record: Record) -> Iterable[str]:
             f"{found[way]['diffusers_mib']:.0f} MiB",
             f"{found[way]['share_of_diffusers']:.2f}",
         ]
-        for dtype, found in record["memory"].items()
-        for way in WAYS
+        for way, dtype, found in each(record["memory"])
     ]
     yield table(["", "pyratok", "diffusers", "quotient"], rows)
 
@@ -66,8 +72,7 @@ def wan_tables(record: Record) -> Iterable[str]:
 def wan_plot(record: Record) -> str:
     rows = [
         (f"{way}, {dtype}", {"pyratok": found["seconds"][way], "diffusers": found["seconds"][f"diffusers_{way}"]})
-        for dtype, found in record["results"].items()
-        for way in WAYS
+        for way, dtype, found in each(record["results"])
     ]
     return bars(rows, title=f"Wan 2.1 VAE, {size(record['clip'])}: seconds")
 
@@ -82,27 +87,24 @@ def nano_tables(record: Record) -> Iterable[str]:
             f"{found['vae_times_diffusers'][way]:.2f}x",
             f"{record['peak_mib'][dtype][way]:.0f} MiB",
         ]
-        for dtype, found in record["results"].items()
-        for way in WAYS
+        for way, dtype, found in each(record["results"])
     ]
     yield f"Frames per second, clip of {size(record['clip'])}; whole, and streamed in pieces of so many latent steps."
     yield table(["", "whole", *pieces, "VAE against diffusers'", "peak memory, whole"], rows)
     yield "Live stream, one frame at a time: milliseconds from the last frame that a latent step needs to its result."
     rows = [
         [f"{way}, {dtype}", f"{found[way]['p50_ms']:.1f}", f"{found[way]['p95_ms']:.1f}", found[way]["steps"]]
-        for dtype, found in record["latency"].items()
-        for way in WAYS
+        for way, dtype, found in each(record["latency"])
     ]
     yield table(["", "median", "95th percentile", "latent steps"], rows)
 
 
 def nano_plot(record: Record) -> str:
     rows = []
-    for dtype, found in record["results"].items():
-        for way in WAYS:
-            rates = {name.partition("_stream_"): rate for name, rate in found["frames_per_second"].items()}
-            named = {f"steps of {n}" if n else "whole": rate for (of, _, n), rate in rates.items() if of == way}
-            rows.append((f"{way}, {dtype}", named))
+    for way, dtype, found in each(record["results"]):
+        rates = {name.partition("_stream_"): rate for name, rate in found["frames_per_second"].items()}
+        named = {f"steps of {n}" if n else "whole": rate for (of, _, n), rate in rates.items() if of == way}
+        rows.append((f"{way}, {dtype}", named))
     return bars(rows, title=f"pyratok-nano, {size(record['clip'])}: frames per second")
 
 
@@ -146,8 +148,7 @@ def large_tables(record: Record) -> Iterable[str]:
             f"{found[way]['peak_mib'] / 1024:.2f} GiB",
             found[way]["plan"],
         ]
-        for name, found in record["results"].items()
-        for way in WAYS
+        for way, name, found in each(record["results"])
     ]
     yield f"{record['frames']} frames through pyratok-nano, {record['dtype']}, within {record['memory']}."
     yield table(["", "time", "seconds per megapixel-frame", "peak memory", "plan"], rows)

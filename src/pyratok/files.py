@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -51,17 +52,30 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
         return
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"another run works in {folder}; wait for its end, or choose another folder") from None
-        except OSError:  # a file system without locks
-            pass
+        lock(file, f"another run works in {folder}; wait for its end, or choose another folder")
         try:
             yield
         finally:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_UN)  # closing does not, while a loader process holds the file too
+
+
+def lock(file: IO[Any], refusal: str) -> None:
+    """Keep others from locking an open file until it is closed or the process ends.
+
+    Without effect where the system or the file system knows no locks. Raises ValueError with ``refusal`` where another
+    one holds it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(refusal) from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def sync(path: Path) -> None:

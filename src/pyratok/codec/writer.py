@@ -20,6 +20,7 @@ from pyratok.codec.segments import (
     segment_header,
     to_fields,
 )
+from pyratok.files import lock
 from pyratok.types import TokenPyramid
 
 SEGMENT_STEPS = 16
@@ -63,7 +64,7 @@ class PyraWriter:
             hint = "is there already; PyraWriter.resume goes on with it, overwrite=True replaces it"
             raise FileExistsError(error.errno, hint, os.fspath(path)) from None
         try:
-            _lock(self._file, self.path)
+            lock(self._file, f"{self.path}: another writer is at work on this file; wait for its end")
         except BaseException:
             self._file.close()
             raise
@@ -229,17 +230,3 @@ class PyraWriter:
         if os.fstat(self._file.fileno()).st_size == 0:
             self.path.unlink(missing_ok=True)
         self._file.close()
-
-
-def _lock(file: io.FileIO, path: Path) -> None:
-    """Keep other writers out until the file is closed or the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ValueError(f"{path}: another writer is at work on this file; wait for its end") from None
-    except OSError:  # a file system without locks
-        pass
