@@ -232,11 +232,12 @@ class LaPQConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextHeadConfig:
-    """Shape of the head from tokens to the text space: channels, blocks, and cells that a block looks across."""
+    """Shape of the head from tokens to the text space: channels and blocks at half the resolution, and how many cells
+    a block looks across."""
 
     width: int = 256
     num_blocks: int = 4
-    kernel: int = 7
+    kernel: int = 3
 
     def __post_init__(self) -> None:
         for name in ("width", "num_blocks", "kernel"):

@@ -177,20 +177,23 @@ def test_a_frozen_quantizer_is_that_of_the_start(tmp_path: Path) -> None:
         build_objective(replace(same, decoder="frozen"), tmp_path / "other")
 
 
-def reading() -> Recipe:
-    """Nano's last stage, on a tiny model."""
-    (stage,) = (stage for stage in nano().stages if stage.name == "reading")
+def finished(name: str) -> Recipe:
+    """One of nano's stages whose tokens stay as they are, on a tiny model."""
+    (stage,) = (stage for stage in nano().stages if stage.name == name)
     lm = TokenLMConfig(num_levels=4, text_dim=LAPQ.text_dim, hidden_size=16, num_layers=1, num_heads=2)
     return replace(
         stage,
         model=replace(CONFIG, text_head=TextHeadConfig(width=16, num_blocks=1, kernel=3)),
         data=replace(stage.data, exclude=()),
-        language=replace(stage.language, lm=lm, vocabulary=2),
+        language=replace(stage.language, lm=lm if stage.language.lm else None, vocabulary=2),
+        stored=3,
         train=settings(steps=2, frames=9, size=32, losses=stage.train.losses),
     )
 
 
-def test_reading_leaves_the_tokens_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_and_predicting_leave_the_tokens_as_they_are_and_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setattr("pyratok.train.assembly.MiniLM", StubText)
     told: list[Sequence[str]] = []
@@ -207,23 +210,28 @@ def test_reading_leaves_the_tokens_as_they_are(tmp_path: Path, monkeypatch: pyte
     for noun in seen | unseen:
         cv2.imwrite(str(sprites / f"{noun}.png"), np.full((20, 20, 4), len(noun) * 25, dtype=np.uint8))
         (sprites / f"{noun}.txt").write_text(f"A {noun}")
-    recipe = reading()
+    recipe = finished("reading")
     start, video = tiny_pyratok(config=recipe.model), random_video(frames=9)
     start.save_pretrained(tmp_path / "start")
 
     objective = build_objective(recipe, tmp_path / "start")
     learning = [name.split(".") for name, p in objective.model.named_parameters() if p.requires_grad]
-    assert {part[1] if part[0] == "tokenizer" else part[0] for part in learning} == {"text_head", "lm"}
+    assert {part[1] if part[0] == "tokenizer" else part[0] for part in learning} == {"text_head"}
     assert not list(objective.model.tokenizer.buffers())  # type: ignore[operator,union-attr]
 
-    model = run(recipe, [sprites], tmp_path / "out", init=tmp_path / "start")
+    cache = tmp_path / "frames"
+    model = run(recipe, [sprites], tmp_path / "out", init=tmp_path / "start", cache=cache)
     before, after = (read_config(folder)[1] for folder in (tmp_path / "start", model))
     assert before["fingerprint"] == after["fingerprint"]
     assert before["digest"] != after["digest"]
     loaded = from_pretrained(model)
     assert all(torch.equal(*pair) for pair in zip(start.encode(video).levels, loaded.encode(video).levels, strict=True))
-    load_token_lm(tmp_path / "out" / "lm", loaded.model_id)
     assert [set(nouns) for nouns in told] == [seen]
+
+    last = run(finished("predicting"), [sprites], tmp_path / "last", init=model, cache=cache)
+    assert read_config(last)[1]["digest"] == after["digest"]
+    load_token_lm(tmp_path / "last" / "lm", loaded.model_id)
+    assert len(list((tmp_path / "tokens").glob("*/*"))) == 1
 
 
 def test_other_grids_keep_what_fits_them(tmp_path: Path) -> None:
@@ -248,7 +256,9 @@ def test_a_start_that_was_not_given_again_is_missed(tmp_path: Path) -> None:
 
 def test_choices_are_checked() -> None:
     with pytest.raises(ValueError, match=r"need a text head; set model\.text_head=\{\}"):
-        replace(reading(), model=CONFIG)
+        replace(finished("reading"), model=CONFIG)
+    with pytest.raises(ValueError, match="are stored as tokens in the language stage alone"):
+        replace(finished("reading"), decoder="full")
     with pytest.raises(ValueError, match="quantizer must be 'frozen' or 'full', got 'half'"):
         replace(VAE_STAGE, quantizer="half")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="decoder 'partly' is not one of"):

@@ -36,7 +36,8 @@ class SceneConfig:
     """What scenes are made of.
 
     ``nouns``: "seen" (all that training may show), "unseen", or the nouns themselves. ``objects``: fewest and most in
-    a clip. ``sizes``: range of an object's longer side, in parts of the frame's. ``photos``, ``footage``, ``plain``:
+    a clip. ``sizes``: range of an object's longer side, in parts of the frame's; where objects ``share_room``, divided by
+    the root of their number. ``photos``, ``footage``, ``plain``:
     weights of the backgrounds; kinds that are not there are left out. ``setting``: share of captions that tell the
     background too.
     """
@@ -44,6 +45,7 @@ class SceneConfig:
     nouns: str | tuple[str, ...] = "seen"
     objects: tuple[int, int] = (1, MAX_OBJECTS)
     sizes: tuple[float, float] = (0.25, 0.8)
+    share_room: bool = False
     verbs: tuple[str, ...] = VERBS
     photos: float = 0.7
     footage: float = 0.2
@@ -113,9 +115,10 @@ class CaptionedScenes:
         shown = [(noun, self._sprite(rng, noun)) for noun in nouns] or self._draw_sprites(rng)
         objects: list[SceneObject] = []
         centres: list[tuple[float, float]] = []
+        crowd = len(shown) ** 0.5 if self.config.share_room else 1.0
         for noun, sprite in shown:
             verb = str(rng.choice(self.config.verbs)) if frames >= MIN_ACTION_FRAMES else "stays"
-            rest = _place(rng, rng.uniform(*self.config.sizes), centres)
+            rest = _place(rng, rng.uniform(*self.config.sizes) / crowd, centres)
             centres.append((rest.x, rest.y))
             objects.append(
                 SceneObject(

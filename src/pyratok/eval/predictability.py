@@ -40,8 +40,8 @@ class PredictabilityProtocol(HashedProtocol):
     clips: int = 200
     counted_clips: int = 1000
     windows: int = 3
-    frames: int = 9
-    size: int = 96
+    frames: int = 5
+    size: int = 80
     batch_size: int = 8
     seed: int = 11
     shuffled: str = "the caption of the next clip that has another one"

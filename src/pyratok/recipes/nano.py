@@ -9,6 +9,7 @@ from dataclasses import replace
 from pyratok.config import LaPQConfig, PyraTokConfig, TextHeadConfig, WanVAEConfig
 from pyratok.data.masking import MaskingConfig
 from pyratok.data.mixes import DataConfig
+from pyratok.data.synthetic import SceneConfig
 from pyratok.model.alignment import TokenLMConfig
 from pyratok.train.language import LanguageConfig
 from pyratok.train.objectives import LossWeights
@@ -34,6 +35,7 @@ GRIDS = ((2, 16, 16), (4, 8, 8), (4, 8, 8), (4, 8, 8))
 MODEL = PyraTokConfig(name="pyratok-nano", vae=VAE, lapq=LaPQConfig(strides=GRIDS, level_dropout=0.12))
 # The sample clip that ships with the package is never trained on.
 DATA = DataConfig(exclude=("intel_person_bicycle_car_detection", "sample"))
+TOKENS_ALONE = LossWeights(l1=0.0, ssim=0.0, commitment=0.0, batch_entropy=0.0)
 # What is asked for is a mean PSNR, and words that say all they can.
 RECONSTRUCTION = LossWeights(l1=0.0, log_mse=0.05, ssim=0.05, batch_entropy=0.04)
 
@@ -51,8 +53,8 @@ def nano_vae() -> Plan:
 
 
 def nano() -> Plan:
-    """The three stages of the method on top of ``nano-vae``: pretraining, alignment with text, fine-tuning; and a
-    fourth in which the text head and the language model learn to read the finished tokens.
+    """The three stages of the method on top of ``nano-vae``: pretraining, alignment with text, fine-tuning; and two in
+    which the text head and the language model learn to read the finished tokens.
 
     LaPQ on the frozen VAE, LoRA in the encoder, the decoder trained throughout. Source: PyraTok (arXiv 2601.16210),
     App. D, with weights chosen for a model of this size (docs/training.md says how).
@@ -104,31 +106,35 @@ def nano() -> Plan:
         language=replace(alignment.language, masking=MaskingConfig()),
         train=replace(alignment.train, steps=3_000, batch_size=4, frames=33, losses=tuned),
     )
-    # Tokens as they will ship: what reads them can see many more clips once nothing has to be decoded.
+    # Tokens as they will ship: what reads them meets stored ones many times over, and each of both learns best alone.
     reading = replace(
         alignment,
         name="reading",
         encoder="frozen",
         quantizer="frozen",
         decoder="frozen",
-        data=replace(DATA, footage=0.0, photos=0.0),
-        language=LanguageConfig(lm=lm, caption_dropout=1.0, contrast=0.05, vocabulary=512, background=0.25),
+        stored=24_000,
+        data=replace(DATA, footage=0.0, photos=0.0, scene=SceneConfig(sizes=(0.5, 0.95), share_room=True)),
+        language=LanguageConfig(caption_dropout=1.0, contrast=0.05, vocabulary=512, background=0.25, steps=1),
         train=TrainConfig(
             steps=4_000,
-            batch_size=12,
-            frames=9,
-            size=96,
-            losses=LossWeights(
-                l1=0.0,
-                ssim=0.0,
-                commitment=0.0,
-                batch_entropy=0.0,
-                contrastive=1.0,
-                grounding=1.0,
-                naming=1.0,
-                autoregressive=1.0,
-            ),
-            optim=OptimConfig(lr=1e-3, decay_share=1.0),
+            batch_size=96,
+            frames=5,
+            size=80,
+            losses=replace(TOKENS_ALONE, contrastive=0.5, grounding=1.0, naming=1.0),
+            optim=OptimConfig(lr=1.2e-2, decay_share=1.0),
         ),
     )
-    return Plan(name="nano", stages=(pretraining, alignment, finetuning, reading))
+    predicting = replace(
+        reading,
+        name="predicting",
+        language=LanguageConfig(lm=lm, caption_dropout=1.0),
+        train=replace(
+            reading.train,
+            steps=3_000,
+            batch_size=16,
+            losses=replace(TOKENS_ALONE, autoregressive=1.0),
+            optim=OptimConfig(lr=2e-3, decay_share=1.0),
+        ),
+    )
+    return Plan(name="nano", stages=(pretraining, alignment, finetuning, reading, predicting))

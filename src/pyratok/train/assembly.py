@@ -27,6 +27,7 @@ from pyratok.text.minilm import MiniLM
 from pyratok.text.references import DinoReference, ReferenceEncoder, reference_config
 from pyratok.train.language import LanguageObjective, LanguageParts, NoText, frozen_copy
 from pyratok.train.objectives import Objective, TokenizerObjective, VAEObjective
+from pyratok.train.reading import ReadingObjective
 from pyratok.train.recipe import Recipe
 from pyratok.train.teachers import FeatureProjector
 from pyratok.vae.hub import resolve_folder
@@ -165,7 +166,8 @@ def assemble(
         projector = FeatureProjector(recipe.model.vae.tap_channels[-1], looked_up_to.dim)
     parts = LanguageParts(model, lm, projector)
     captions = text() if recipe.reads_captions else NoText(recipe.model.lapq.text_dim)
-    return LanguageObjective(parts, weights, recipe.language, captions, looked_up_to, perceptual)
+    kind = ReadingObjective if recipe.stored else LanguageObjective
+    return kind(parts, weights, recipe.language, captions, looked_up_to, perceptual)
 
 
 def choose_what_learns(recipe: Recipe, model: PyraTok) -> None:
@@ -175,6 +177,8 @@ def choose_what_learns(recipe: Recipe, model: PyraTok) -> None:
         cast(LaPQLevel, level).text.requires_grad_(recipe.reads_captions)
     if recipe.quantizer == "frozen":
         model.lapq.requires_grad_(False)
+    if model.text_head is not None and not (recipe.stage == "language" and recipe.train.losses.aligns):
+        model.text_head.requires_grad_(False)
     choose_how_halves_learn(recipe, model.vae)
 
 

@@ -28,6 +28,7 @@ from pyratok.train.objectives import Objective
 from pyratok.train.optim import Muon, OptimConfig, build_optimizers
 from pyratok.train.recipe import Recipe
 from pyratok.train.stages import Plan
+from pyratok.train.stored import TokenBatch
 from pyratok.types import Geometry, TextEmbedding
 from pyratok.vae.hub import resolve_folder
 
@@ -184,16 +185,18 @@ def forward(recipe: Recipe, objective: Objective, shape: Shape, lent: Iterable[T
     videos = torch.zeros(
         recipe.train.batch_size // recipe.train.accumulate, 3, frames, height, width, dtype=torch.uint8
     )
-    batch: Tensor | CaptionedBatch = videos
+    batch: Tensor | CaptionedBatch | TokenBatch = videos
     if recipe.stage == "language":
-        count = len(videos)
-        grid = Geometry(frames=frames, height=height, width=width, strides=recipe.model.lapq.strides).grid(-1)
-        batch = CaptionedBatch(
-            videos=videos,
-            captions=("a caption",) * count,
-            nouns=(("",) * MAX_OBJECTS,) * count,
-            masks=torch.zeros(count, MAX_OBJECTS, *grid),
-        )
+        count, strides = len(videos), recipe.model.lapq.strides
+        geometry = Geometry(frames=frames, height=height, width=width, strides=strides)
+        grids = [geometry.grid(level) for level in range(len(strides))]
+        texts: dict[str, Any] = {"captions": ("a caption",) * count, "nouns": (("",) * MAX_OBJECTS,) * count}
+        masks = torch.zeros(count, MAX_OBJECTS, *grids[-1])
+        if recipe.stored:
+            levels = tuple(torch.zeros(count, *grid, dtype=torch.int32) for grid in grids)
+            batch = TokenBatch(levels=levels, masks=masks, **texts)
+        else:
+            batch = CaptionedBatch(videos=videos, masks=masks, **texts)
     clips, choices = objective.prepare(batch)
     if "window" in choices:
         choices["window"] = torch.tensor(0.5)  # a value that is read, where a drawn one would have none

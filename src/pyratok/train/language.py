@@ -55,6 +55,7 @@ from pyratok.train.objectives import (
     draw_levels,
     draw_part_of_mask,
 )
+from pyratok.train.stored import TokenBatch
 from pyratok.train.teachers import FeatureProjector
 from pyratok.types import LevelOutput, Stride, TextEmbedding
 from pyratok.vae.wan import Decoder, WanVAE
@@ -67,7 +68,8 @@ class LanguageConfig:
     ``caption_dropout``: share of the clips whose tokens are made without their caption, and which the alignment terms
     are computed on. ``max_text_tokens``: longer captions are cut. ``temperature`` of the distributions of the KL terms,
     ``contrast`` of the contrastive ones. ``words``: how many tokens of a clip stand for its codewords.
-    ``vocabulary``: how many names of objects in general, drawn anew at each step, the names of a batch are told from.
+    ``steps``: how many neighbouring steps of a clip the text head reads, from a place drawn per clip; 0 for all: it reads
+    each by itself, and those of one clip show much the same. ``vocabulary``: how many names of objects in general, drawn anew at each step, the names of a batch are told from.
     ``background``: the cosine of "none of these" in grounding. ``masking`` hides parts of the encoder's input; the
     target stays whole. ``lm``: the language model.
     """
@@ -79,6 +81,7 @@ class LanguageConfig:
     vocabulary: int = 0
     background: float | None = None
     words: int = 64
+    steps: int = 0
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     lm: TokenLMConfig | None = None
 
@@ -88,6 +91,8 @@ class LanguageConfig:
         for name in ("temperature", "contrast", "max_text_tokens", "words"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if self.steps < 0:
+            raise ValueError(f"steps must be a number of steps, 0 for all, got {self.steps}")
         if self.vocabulary < 0:
             raise ValueError(f"vocabulary must be a number of names, 0 or more, got {self.vocabulary}")
         if self.background is not None and not -1 <= self.background <= 1:
@@ -146,31 +151,35 @@ class LanguageObjective(Objective):
         return self
 
     def prepare(self, batch: CaptionedBatch, part: Part | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        clips, size = to_signed(batch.videos), len(batch.captions)
-        part = part or Part.whole(size)
+        clips, part = to_signed(batch.videos), part or Part.whole(len(batch.captions))
         mask = draw_part_of_mask(self.config.masking, clips, part)
-        captioned = torch.tensor([bool(caption.strip()) for caption in batch.captions])
-        text = self.texts.captions(batch.captions)
-        names = [noun for nouns in batch.nouns for noun in nouns]
-        shape = (size, -1, text.pooled.shape[1])
         choices = {
             "kept_levels": part.of(draw_levels(self.model.tokenizer, part.total)),
             "bit_order": draw_bit_order(self.model.tokenizer),
             "shown": mask.apply(clips).contiguous(memory_format=torch.channels_last_3d),
+        }
+        return mask.target(clips), choices | self.told(batch, part)
+
+    def told(self, batch: CaptionedBatch | TokenBatch, part: Part) -> dict[str, Tensor]:
+        """What is said of a batch, and which of it the tokens are made with: the choices that have to do with text."""
+        captioned = torch.tensor([bool(caption.strip()) for caption in batch.captions])
+        text = self.texts.captions(batch.captions)
+        names = [noun for nouns in batch.nouns for noun in nouns]
+        choices = {
             "window": torch.rand(()),
-            "read": part.of(torch.rand(part.total)),
+            "read": part.of(torch.rand(part.total, 2)),
             "text_tokens": text.tokens,
             "text_mask": text.mask & captioned[:, None].to(text.mask.device),
             "pooled": text.pooled,
             "captioned": captioned,
             "guided": captioned & (part.of(torch.rand(part.total)) >= self.config.caption_dropout),
-            "names": self.texts.names(names).reshape(shape),
-            "valid": torch.tensor([bool(name) for name in names]).reshape(size, -1),
+            "names": self.texts.names(names).reshape(part.size, -1, text.pooled.shape[1]),
+            "valid": torch.tensor([bool(name) for name in names]).reshape(part.size, -1),
             "masks": batch.masks,
         }
         if self.vocabulary is not None:
             choices["vocabulary"] = self.vocabulary[torch.randperm(len(self.vocabulary))[: self.config.vocabulary]]
-        return mask.target(clips), choices
+        return choices
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         tokenizer, weights = self.model.tokenizer, self.weights
@@ -191,12 +200,17 @@ class LanguageObjective(Objective):
         terms, metrics = {**terms, **found}, {**metrics, **health}
         if weights.hierarchical:
             terms["hierarchical"] = self._hierarchical(levels)
-        terms |= self._alignment(bits, choices)
-        if self.model.lm is not None and weights.autoregressive:
-            terms["autoregressive"], told = self.predict(self.model.lm, bits, choices)
-            metrics |= told
+        found, health = self.read_terms(bits, choices)
+        terms, metrics = {**terms, **found}, {**metrics, **health}
         if self.reference is not None and (weights.drift or weights.retention):
             terms |= self._kept(taps, choices["shown"], video)
+        return terms, metrics
+
+    def read_terms(self, bits: Sequence[Tensor], choices: dict[str, Tensor]) -> tuple[Named, Named]:
+        """Those that need the signs ``[B, K, t, h, w]`` of every level alone: alignment and prediction."""
+        terms, metrics = self._alignment(bits, choices), dict[str, Tensor]()
+        if self.model.lm is not None and self.weights.autoregressive:
+            terms["autoregressive"], metrics = self.predict(self.model.lm, bits, choices)
         return terms, metrics
 
     def _hierarchical(self, levels: Sequence[LevelOutput]) -> Tensor:
@@ -230,7 +244,7 @@ class LanguageObjective(Objective):
             valid = choices["valid"] & ~choices["guided"][:, None]
             terms["grounding"] = grounding(
                 found[-1].movedim(1, -1),
-                choices["masks"],
+                self._steps(choices["masks"], choices["read"]),
                 choices["names"],
                 valid,
                 config.contrast,
@@ -248,8 +262,9 @@ class LanguageObjective(Objective):
     def _read(self, head: TextHead, bits: Sequence[Tensor], drawn: Tensor) -> list[Tensor]:
         """Tokens in the text space, per grid, the last one last: of levels that share it each clip shows one.
 
-        ``drawn`` float32 ``[B]`` in [0, 1) says which. The head is most of what a step with frozen tokens costs, and
-        levels of one grid have much in common.
+        ``drawn`` float32 ``[B, 2]`` in [0, 1) says which, half of the clips the last one, which is asked most; and
+        which steps. The head is most of what a step with frozen tokens costs, and levels of one grid have much in
+        common.
         """
         pyramid = self.model.tokenizer.lapq.pyramid(bits)
         sharing: dict[Stride, list[int]] = {}
@@ -257,12 +272,22 @@ class LanguageObjective(Objective):
             sharing.setdefault(stride, []).append(level)
         found = []
         for levels in sharing.values():
-            chosen = (drawn * len(levels)).long()
+            others = ((2 * drawn[:, 0] - 1) * (len(levels) - 1)).long()
+            chosen = torch.where(drawn[:, 0] < 0.5, len(levels) - 1, others)
             features = torch.stack([pyramid[level] for level in levels])[
                 chosen, torch.arange(len(drawn), device=drawn.device)
             ]
-            found.append(head(features, torch.tensor(levels, device=drawn.device)[chosen]))
+            found.append(head(self._steps(features, drawn), torch.tensor(levels, device=drawn.device)[chosen]))
         return found
+
+    def _steps(self, values: Tensor, drawn: Tensor) -> Tensor:
+        """``config.steps`` neighbours of the steps of ``values`` ``[B, C, t, h, w]``, or all where there are no more."""
+        count, held = self.config.steps, values.shape[2]
+        if not 0 < count < held:
+            return values
+        first = (drawn[:, 1] * (held - count + 1)).long()
+        wanted = first[:, None] + torch.arange(count, device=values.device)
+        return values.take_along_dim(wanted[:, None, :, None, None], dim=2)
 
     def _words(self, bits: Tensor) -> tuple[Tensor, Tensor]:
         """Words of the last level in the text space, each from its bits alone, ``[B S, D]``, and whose they are."""

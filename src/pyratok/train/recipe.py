@@ -54,6 +54,9 @@ class Recipe:
 
     ``buckets``: footage alone, every batch of one bucket; None for square clips of ``train.frames`` and ``train.size``
     of all kinds. ``checkpointing``: blocks keep their inputs alone and are computed again in the backward pass.
+
+    ``stored``: where nothing of the tokenizer learns, so many clips are tokenised once and met again and again
+    (:mod:`pyratok.train.stored`); 0 shows a new clip each time.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Recipe:
     sources: Sources = field(default_factory=Sources)
     buckets: BucketConfig | None = None
     checkpointing: bool = False
+    stored: int = 0
 
     def __post_init__(self) -> None:
         halves = {self.encoder, self.decoder}
@@ -81,6 +85,13 @@ class Recipe:
             raise ValueError("losses that align tokens with text need a text head; set model.text_head={} or them to 0")
         if self.buckets is not None and (self.data.photos or self.data.sprites or self.data.scenes):
             raise ValueError("buckets are cut from footage alone; set data.photos, data.sprites and data.scenes to 0")
+        if self.stored < 0:
+            raise ValueError(f"stored must be a number of clips, 0 or more, got {self.stored}")
+        if self.stored and (self.stage != "language" or not self.is_finished or self.buckets is not None):
+            raise ValueError(
+                "clips are stored as tokens in the language stage alone, where encoder, quantizer and decoder are frozen, "
+                "no loss needs their pixels and there are no buckets; otherwise set stored to 0"
+            )
         for frames, height, width in self.shapes:
             shape = Geometry(frames=frames, height=height, width=width, strides=self.model.lapq.strides)
             if shape.padded != (frames, height, width):
@@ -95,6 +106,13 @@ class Recipe:
             return ((self.train.frames, self.train.size, self.train.size),)
         found = ((bucket.frames, bucket.height, bucket.width) for bucket in self.buckets.buckets())
         return tuple(sorted(found, key=math.prod))
+
+    @property
+    def is_finished(self) -> bool:
+        """Do tokens stay as they are, and does no loss look at anything else?"""
+        losses = self.train.losses
+        looks = losses.reconstructs or losses.drift or losses.retention or losses.hierarchical
+        return self.encoder == self.quantizer == self.decoder == "frozen" and not looks
 
     @property
     def reads_captions(self) -> bool:

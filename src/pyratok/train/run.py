@@ -23,6 +23,7 @@ from pyratok.train.checkpoint import checkpoint_to_resume, write_json
 from pyratok.train.language import LanguageObjective, LanguageParts
 from pyratok.train.ranks import join_ranks
 from pyratok.train.recipe import Recipe, Sources
+from pyratok.train.stored import StoredClips, store_clips
 from pyratok.train.trainer import train
 from pyratok.types import ModelId
 
@@ -65,6 +66,10 @@ def run(
         raise
     if isinstance(objective, LanguageObjective) and isinstance(dataset, CaptionedMix):
         objective.learn_names(dataset.nouns)
+        if recipe.stored:
+            with ranks.first_alone():
+                objective.to(ranks.device)
+                dataset = stored(recipe, objective.model.tokenizer, dataset, cache.with_name("tokens"))
     if ranks.first:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "recipe.json", to_dict(recipe))
@@ -76,6 +81,7 @@ def run(
 def clips_of(recipe: Recipe, roots: Sequence[str | Path], cache: Path) -> MixedClips | CaptionedMix | BucketedClips:
     """The clips that a recipe trains on, as many as it needs."""
     train = recipe.train
+    length = recipe.stored or train.steps * train.batch_size
     if recipe.buckets is not None:
         stride = recipe.model.lapq.strides[-1] if recipe.stage == "language" else None
         return bucketed_clips(
@@ -83,14 +89,21 @@ def clips_of(recipe: Recipe, roots: Sequence[str | Path], cache: Path) -> MixedC
             roots,
             recipe.buckets,
             batch_size=train.batch_size,
-            length=train.steps * train.batch_size,
+            length=length,
             seed=train.seed,
             stride=stride,
         )
-    shape = {"frames": train.frames, "size": train.size, "seed": train.seed, "length": train.steps * train.batch_size}
+    shape = {"frames": train.frames, "size": train.size, "seed": train.seed, "length": length}
     if recipe.stage == "language":
         return captioned_clips(recipe.data, roots, cache, **shape, stride=recipe.model.lapq.strides[-1])
     return mixed_clips(recipe.data, roots, cache, **shape)
+
+
+def stored(recipe: Recipe, tokenizer: PyraTok, clips: CaptionedMix, folder: Path) -> StoredClips:
+    """The clips of a recipe as tokens, as often as its steps ask for them."""
+    train = recipe.train
+    shards = store_clips(tokenizer, clips, folder, to_dict(recipe.data), workers=train.workers, bf16=train.bf16)
+    return StoredClips(shards, clips.nouns, length=train.steps * train.batch_size, seed=train.seed)
 
 
 def export(recipe: Recipe, averaged: nn.Module, folder: Path) -> Path:
