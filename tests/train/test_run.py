@@ -191,9 +191,7 @@ def finished(name: str) -> Recipe:
     )
 
 
-def test_reading_and_predicting_leave_the_tokens_as_they_are_and_share_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_with_finished_tokens_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
     monkeypatch.setattr("pyratok.train.assembly.MiniLM", StubText)
     told: list[Sequence[str]] = []

@@ -36,10 +36,9 @@ class SceneConfig:
     """What scenes are made of.
 
     ``nouns``: "seen" (all that training may show), "unseen", or the nouns themselves. ``objects``: fewest and most in
-    a clip. ``sizes``: range of an object's longer side, in parts of the frame's; where objects ``share_room``, divided by
-    the root of their number. ``photos``, ``footage``, ``plain``:
-    weights of the backgrounds; kinds that are not there are left out. ``setting``: share of captions that tell the
-    background too.
+    a clip. ``sizes``: range of an object's longer side, in parts of the frame's; where objects ``share_room``, over the
+    root of their number. ``photos``, ``footage``, ``plain``: weights of the backgrounds; kinds that are not there are
+    left out. ``setting``: share of captions that tell the background too.
     """
 
     nouns: str | tuple[str, ...] = "seen"

@@ -68,8 +68,9 @@ class LanguageConfig:
     ``caption_dropout``: share of the clips whose tokens are made without their caption, and which the alignment terms
     are computed on. ``max_text_tokens``: longer captions are cut. ``temperature`` of the distributions of the KL terms,
     ``contrast`` of the contrastive ones. ``words``: how many tokens of a clip stand for its codewords.
-    ``steps``: how many neighbouring steps of a clip the text head reads, from a place drawn per clip; 0 for all: it reads
-    each by itself, and those of one clip show much the same. ``vocabulary``: how many names of objects in general, drawn anew at each step, the names of a batch are told from.
+    ``steps``: how many neighbouring steps of a clip the text head reads, from a place drawn per clip; 0 for all. It
+    reads each by itself, and those of one clip show much the same.
+    ``vocabulary``: how many names of objects in general, drawn anew at each step, the names of a batch are told from.
     ``background``: the cosine of "none of these" in grounding. ``masking`` hides parts of the encoder's input; the
     target stays whole. ``lm``: the language model.
     """
@@ -281,7 +282,7 @@ class LanguageObjective(Objective):
         return found
 
     def _steps(self, values: Tensor, drawn: Tensor) -> Tensor:
-        """``config.steps`` neighbours of the steps of ``values`` ``[B, C, t, h, w]``, or all where there are no more."""
+        """``config.steps`` neighbouring steps of ``values`` ``[B, C, t, h, w]``, or all where there are no more."""
         count, held = self.config.steps, values.shape[2]
         if not 0 < count < held:
             return values

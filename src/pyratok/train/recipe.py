@@ -89,8 +89,8 @@ class Recipe:
             raise ValueError(f"stored must be a number of clips, 0 or more, got {self.stored}")
         if self.stored and (self.stage != "language" or not self.is_finished or self.buckets is not None):
             raise ValueError(
-                "clips are stored as tokens in the language stage alone, where encoder, quantizer and decoder are frozen, "
-                "no loss needs their pixels and there are no buckets; otherwise set stored to 0"
+                "clips are stored as tokens in the language stage alone, where encoder, quantizer and decoder are "
+                "frozen and no loss needs pixels, and not in buckets; otherwise set stored to 0"
             )
         for frames, height, width in self.shapes:
             shape = Geometry(frames=frames, height=height, width=width, strides=self.model.lapq.strides)

@@ -11,6 +11,7 @@ are there are not made again. The digest says which model's tokens of which clip
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -41,7 +42,7 @@ MASK_STEPS = 255
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StoredItem:
-    """A clip: ``levels`` int32 ids ``[t, h, w]`` each, the rest as in :class:`~pyratok.data.captioned.CaptionedItem`."""
+    """A clip: ``levels`` int32 ids ``[t, h, w]`` each, the rest as in a ``CaptionedItem``."""
 
     levels: tuple[Tensor, ...]
     caption: str
@@ -124,25 +125,26 @@ def store_clips(
     shards = [folder / f"{number:06d}.safetensors" for number in range(count)]
     folder.mkdir(parents=True, exist_ok=True)
     ready = next((number for number, path in enumerate(shards) if not _is_whole(path)), count)
+    if bf16 and ready < count:
+        tokenizer = copy.deepcopy(tokenizer).bfloat16()
     # Whole shards are whole numbers of batches, so the stream may begin at any of them.
     stream = batches(clips, BATCH, ready * SHARD // BATCH, workers) if ready < count else iter(())
     for number in range(ready, count):
         size = min(SHARD, len(clips) - number * SHARD)
-        parts = [_tokenise(tokenizer, next(stream), bf16) for _ in range(size // BATCH)]
+        parts = [_tokenise(tokenizer, next(stream)) for _ in range(size // BATCH)]
         if rest := size % BATCH:
             last = range(len(clips) - rest, len(clips))
-            parts.append(_tokenise(tokenizer, clips.collate([clips[i] for i in last]), bf16))
+            parts.append(_tokenise(tokenizer, clips.collate([clips[i] for i in last])))
         _write(shards[number], parts)
         on_shard(number + 1, count)
     return shards
 
 
 @torch.no_grad()
-def _tokenise(tokenizer: PyraTok, batch: CaptionedBatch, bf16: bool) -> TokenBatch:
-    device = next(tokenizer.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        clips = to_signed(batch.videos).to(device).contiguous(memory_format=torch.channels_last_3d)
-        levels = tuple(signs_to_ids(signs).cpu() for signs in tokenizer.signs(clips, None))
+def _tokenise(tokenizer: PyraTok, batch: CaptionedBatch) -> TokenBatch:
+    weight = next(tokenizer.parameters())
+    clips = to_signed(batch.videos).to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last_3d)
+    levels = tuple(signs_to_ids(signs).cpu() for signs in tokenizer.signs(clips, None))
     return TokenBatch(levels=levels, captions=batch.captions, nouns=batch.nouns, masks=batch.masks)
 
 
@@ -161,7 +163,8 @@ def _write(path: Path, parts: Sequence[TokenBatch]) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["texts"])
+        texts: dict[str, Any] = json.loads(file.metadata()["texts"])
+    return load_file(path), texts
 
 
 def _is_whole(path: Path) -> bool:
