@@ -115,7 +115,7 @@ def nano() -> Plan:
         decoder="frozen",
         stored=24_000,
         data=replace(DATA, footage=0.0, photos=0.0, scene=SceneConfig(sizes=(0.5, 0.95), share_room=True)),
-        language=LanguageConfig(caption_dropout=1.0, contrast=0.05, vocabulary=512, background=0.25, steps=1),
+        language=LanguageConfig(caption_dropout=1.0, contrast=0.05, vocabulary=256, background=0.25, steps=1),
         train=TrainConfig(
             steps=4_000,
             batch_size=96,

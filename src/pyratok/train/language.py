@@ -164,20 +164,22 @@ class LanguageObjective(Objective):
     def told(self, batch: CaptionedBatch | TokenBatch, part: Part) -> dict[str, Tensor]:
         """What is said of a batch, and which of it the tokens are made with: the choices that have to do with text."""
         captioned = torch.tensor([bool(caption.strip()) for caption in batch.captions])
-        text = self.texts.captions(batch.captions)
         names = [noun for nouns in batch.nouns for noun in nouns]
         choices = {
             "window": torch.rand(()),
             "read": part.of(torch.rand(part.total, 2)),
-            "text_tokens": text.tokens,
-            "text_mask": text.mask & captioned[:, None].to(text.mask.device),
-            "pooled": text.pooled,
             "captioned": captioned,
             "guided": captioned & (part.of(torch.rand(part.total)) >= self.config.caption_dropout),
-            "names": self.texts.names(names).reshape(part.size, -1, text.pooled.shape[1]),
+            "names": self.texts.names(names).reshape(part.size, len(names) // part.size, -1),
             "valid": torch.tensor([bool(name) for name in names]).reshape(part.size, -1),
             "masks": batch.masks,
         }
+        if self.model.lm is not None or self.config.caption_dropout < 1:
+            text = self.texts.captions(batch.captions)
+            choices["text_tokens"], choices["pooled"] = text.tokens, text.pooled
+            choices["text_mask"] = text.mask & captioned[:, None].to(text.mask.device)
+        else:  # nobody reads their words, and of stored clips the same captions come back
+            choices["pooled"] = self.texts.names(batch.captions)
         if self.vocabulary is not None:
             choices["vocabulary"] = self.vocabulary[torch.randperm(len(self.vocabulary))[: self.config.vocabulary]]
         return choices
@@ -185,11 +187,13 @@ class LanguageObjective(Objective):
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         tokenizer, weights = self.model.tokenizer, self.weights
         taps = tokenizer.vae.encode_taps(choices["shown"])
-        guided = TextEmbedding(
-            tokens=choices["text_tokens"],
-            mask=choices["text_mask"] & choices["guided"][:, None],
-            pooled=choices["pooled"],
-        )
+        guided = None
+        if "text_tokens" in choices:
+            guided = TextEmbedding(
+                tokens=choices["text_tokens"],
+                mask=choices["text_mask"] & choices["guided"][:, None],
+                pooled=choices["pooled"],
+            )
         levels = tokenizer.lapq.quantize(taps, guided)
         bits = [level.bits for level in levels]
         terms: Named = {}
