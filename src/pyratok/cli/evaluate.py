@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyratok.cli import common
+from pyratok.cli import benchmarks, common
 from pyratok.cli.common import JsonOption, ModelOption, Output, ShownStopwatch
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyratok.eval.reconstruction import ClipScore, PrefixScore, ReconstructionRecord
 
 app = typer.Typer(help="Measure a model by a fixed protocol.", no_args_is_help=True)
+benchmarks.add_to(app)
 
 
 @app.command()

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pyratok.data.captioned import pool_masks
@@ -24,6 +23,7 @@ from pyratok.data.datasets import to_signed
 from pyratok.data.scenes import CaptionedClip, render
 from pyratok.data.synthetic import CaptionedScenes, SceneConfig
 from pyratok.eval.base import HashedProtocol, versions
+from pyratok.tasks.classification import clip_vectors
 from pyratok.types import ModelId, TokenPyramid
 
 if TYPE_CHECKING:
@@ -179,11 +179,6 @@ def pointing(tokenizer: VideoTokenizer, source: CaptionedScenes, protocol: Langu
                 largest += int(int(areas.argmax()) == index)
     baselines = {"centre": centre / asked, "largest object": largest / asked}
     return Score(name="pointing", nouns=nouns, value=hits / asked, count=asked, baselines=baselines)
-
-
-def clip_vectors(tokenizer: VideoTokenizer, tokens: TokenPyramid) -> Tensor:
-    """One unit vector ``[B, D]`` per clip: the mean of what its last level's tokens say."""
-    return F.normalize(tokenizer.text_features(tokens).mean(dim=(1, 2, 3)), dim=-1)
 
 
 def changed_bits(a: TokenPyramid, b: TokenPyramid) -> float:

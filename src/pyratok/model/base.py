@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -199,8 +200,8 @@ class VideoTokenizer(nn.Module):
         held = len(tokens.levels)
         if not -held <= level < held:
             raise ValueError(f"these tokens hold levels 0 to {held - 1}, asked for level {level}")
-        signs = self.signs_of(tokens.prefix(level % held + 1))
-        return self.read(signs).float().movedim(1, -1)
+        signs = self.signs_of(led_by_a_frame(tokens).prefix(level % held + 1))
+        return self.read(signs).float().movedim(1, -1)[:, -tokens.levels[level].shape[1] :]
 
     def embed_text(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors ``[N, D_text]`` of texts in the space of :meth:`text_space`, float32."""
@@ -277,6 +278,18 @@ class VideoTokenizer(nn.Module):
 
             self.text_encoder = MiniLM()
         return self.text_encoder
+
+
+def led_by_a_frame(part: TokenPyramid) -> TokenPyramid:
+    """A part as a video of its own, one frame longer and that frame like its first step; the first part as it is.
+
+    Networks fold time on the understanding that step 0 is a single frame, and would read a later part displaced.
+    """
+    geometry = part.geometry
+    if not geometry.first_step:
+        return part
+    levels = tuple(torch.cat([ids[:, :1], ids], dim=1) for ids in part.levels)
+    return replace(part, levels=levels, geometry=replace(geometry, frames=1 + geometry.frames, first_step=0))
 
 
 def check_video(video: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from pyratok.config import to_dict
 from pyratok.data.bucketed import BucketedClips, bucketed_clips
 from pyratok.data.captioned import CaptionedMix
-from pyratok.data.datasets import MixedClips
+from pyratok.data.datasets import ClipDataset, MixedClips
 from pyratok.data.mixes import captioned_clips, mixed_clips
 from pyratok.model.pretrained import read_config
 from pyratok.model.pyratok import PyraTok
@@ -59,7 +59,7 @@ def run(
     absent = [folder for folder in (cache, *cache.parents) if not folder.exists()]
     try:
         with ranks.first_alone():
-            dataset = clips_of(recipe, roots, cache)
+            dataset: ClipDataset = clips_of(recipe, roots, cache)
     except ValueError:
         if absent:  # decoding makes the folder before it is known that the data will not do
             shutil.rmtree(absent[-1], ignore_errors=True)
