@@ -21,7 +21,7 @@ import typer
 from typer.main import get_command
 
 import pyratok
-from pyratok.cli import ablate, demo, doctor, evaluate, export, info, tokens, train, watch
+from pyratok.cli import ablate, demo, doctor, evaluate, export, info, tokenize, tokens, train, understand, watch
 from pyratok.data.manifests import LeftOutWarning
 
 EXIT_INTERNAL = 1
@@ -45,7 +45,13 @@ app.command()(tokens.encode)
 app.command()(tokens.decode)
 app.command()(tokens.reconstruct)
 app.command()(watch.watch)
+app.command()(tokenize.tokenize)
 app.command()(info.info)
+app.command()(understand.segment)
+app.command()(understand.localize)
+app.command()(understand.classify)
+app.command()(understand.search)
+app.command()(understand.ask)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(export.app, name="export")
 app.command()(train.train)

@@ -1,0 +1,1 @@
+"""New video by priors over pyramid tokens: their configuration, networks, sampling and files."""

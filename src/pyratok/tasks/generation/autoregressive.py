@@ -1,0 +1,80 @@
+"""Word after word: a causal transformer over a pyramid.
+
+```
+read       <SOI>   q1_1   q1_2 ...  q1_n + <Q-SEP>   q2_1 ...
+predict    q1_1    q1_2   q1_3 ...  q2_1             q2_2 ...
+```
+
+Source: PyraTok (arXiv 2601.16210), sec. 3.2.2. ``<Q-SEP>`` is added to the word before it rather than a place of its
+own. A place asks from the position of the word that it predicts, and what it holds lies at that of the word it read.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyratok.tasks.generation.backbone import KVCache, TextMemory
+from pyratok.tasks.generation.config import PriorConfig
+from pyratok.tasks.generation.layout import Layout
+from pyratok.tasks.generation.prior import OnWords, Places, Prior, PriorOutput
+from pyratok.tasks.generation.sampling import Sampler
+from pyratok.types import Geometry, TextEmbedding, TokenPyramid
+
+
+class ARPrior(Prior):
+    """The prior of kind ``ar``."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__(config)
+        self.start = nn.Parameter(torch.randn(config.hidden_size) * 0.02)
+        self.separator = nn.Parameter(torch.randn(config.hidden_size) * 0.02)
+
+    def draw(
+        self, batch: int, geometry: Geometry, generator: torch.Generator | None = None, *, measure: bool = False
+    ) -> dict[str, Tensor]:
+        return {"dropped": self._drop(batch, generator, measure)}
+
+    def forward(
+        self, tokens: TokenPyramid, text: TextEmbedding | None = None, choices: dict[str, Tensor] | None = None
+    ) -> PriorOutput:
+        words, layout = self.words_of(tokens)
+        choices = choices or self.draw(len(words), tokens.geometry)
+        memory = self.remember(text, len(words), choices["dropped"])
+        hidden = self.read(words, self.places(layout), 0, len(layout), memory)
+        predicted = torch.ones_like(words, dtype=torch.bool)
+        return PriorOutput(token_nll=self.nll(hidden, words), predicted=predicted, level=layout.level)
+
+    def read(
+        self, words: Tensor, places: Places, first: int, stop: int, memory: TextMemory, cache: KVCache | None = None
+    ) -> Tensor:
+        """Hidden states ``[B, stop - first, H]`` that predict the places from ``first`` on, from the words before each.
+
+        Without a ``cache``, which has read what is before ``first``, that is 0. Words from ``stop - 1`` on do not
+        matter.
+        """
+        inputs = self.embed(words[:, max(0, first - 1) : stop - 1])
+        if not first:
+            inputs = torch.cat([self.start.expand(len(words), 1, -1), inputs], dim=1)
+        inputs = inputs + places.features[first:stop] + places.begins_level[first:stop, None] * self.separator
+        ahead, here = places.angles[first:stop], F.pad(places.angles, (0, 0, 1, 0))[first:stop]
+        turns = (ahead.cos(), ahead.sin()), (here.cos(), here.sin())
+        hidden: Tensor = self.backbone(inputs, *turns, memory, causal=True, cache=cache)
+        if cache is not None:
+            cache.length += stop - first
+        return hidden
+
+    def sample(
+        self, words: Tensor, known: Tensor, layout: Layout, memory: TextMemory, draw: Sampler, on_words: OnWords
+    ) -> tuple[Tensor, Tensor]:
+        words, gained = words.clone(), torch.zeros(words.shape, device=words.device)
+        cache, places = KVCache(len(layout)), self.places(layout)
+        for place in (~known.all(0)).nonzero()[:, 0].tolist():
+            hidden = self.read(draw.twice(words), places, cache.length, place + 1, memory, cache)
+            here = slice(place, place + 1)
+            drawn, log_likelihood = draw(hidden[:, -1:], here)
+            words[:, here] = torch.where(known[:, here], words[:, here], drawn)
+            gained[:, here] = log_likelihood.masked_fill(known[:, here], 0.0)
+            on_words(words, place + 1)
+        return words, gained

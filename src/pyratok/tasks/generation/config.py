@@ -1,0 +1,91 @@
+"""What a prior is made of, and whose tokens it learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from pyratok.types import Geometry, ModelId, Stride
+
+MAX_CHUNK_BITS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Shape of a prior over the words of a tokenizer.
+
+    ``kind``: ``ar`` predicts word after word, ``scale`` all words of a level given the levels before, ``masked`` any
+    words given any others. ``tokenizer``, ``strides`` and ``num_bits`` are those of the model whose tokens it learns;
+    ``frames``, ``height`` and ``width`` the largest clips that it meets in training.
+
+    ``order`` (of ``ar`` alone): ``level`` is the paper's, level after level; ``time`` goes through all levels of one
+    latent step after another, so that frames can be decoded while later ones are sampled.
+
+    A word is predicted in chunks of ``chunk_bits`` bits, each by a softmax that knows the chunks before it.
+    ``text_dim``: width of the text encoder's tokens. ``text_dropout``: share of training clips that are told nothing,
+    which guidance needs.
+    """
+
+    kind: Literal["ar", "scale", "masked"]
+    tokenizer: ModelId
+    strides: tuple[Stride, ...]
+    num_bits: int = 16
+    frames: int = 17
+    height: int = 64
+    width: int = 64
+    text_dim: int = 384
+    hidden_size: int = 256
+    num_layers: int = 6
+    num_heads: int = 4
+    chunk_bits: int = 8
+    order: Literal["level", "time"] = "level"
+    text_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("num_bits", "text_dim", "hidden_size", "num_layers", "num_heads", "chunk_bits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kind not in ("ar", "scale", "masked"):
+            raise ValueError(f"kind must be ar, scale or masked, got {self.kind!r}")
+        if self.order not in ("level", "time") or (self.order == "time" and self.kind != "ar"):
+            raise ValueError(f"order must be level, or time for kind ar; got {self.order!r} for {self.kind!r}")
+        if self.hidden_size % (8 * self.num_heads):  # a head turns in four directions, by pairs
+            raise ValueError(
+                f"hidden_size must be a multiple of eight times num_heads, got {self.hidden_size} and {self.num_heads}"
+            )
+        if self.num_bits % self.chunk_bits or self.chunk_bits > MAX_CHUNK_BITS:
+            raise ValueError(
+                f"chunk_bits must divide num_bits = {self.num_bits} and be at most {MAX_CHUNK_BITS}, "
+                f"got {self.chunk_bits}"
+            )
+        if not 0 <= self.text_dropout < 1:
+            raise ValueError(f"text_dropout must be in [0, 1), got {self.text_dropout}")
+        object.__setattr__(self, "strides", self.geometry.strides)  # checked, and tuples all through
+
+    @property
+    def geometry(self) -> Geometry:
+        """The largest clips that the prior knows."""
+        return Geometry(frames=self.frames, height=self.height, width=self.width, strides=self.strides)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_chunks(self) -> int:
+        return self.num_bits // self.chunk_bits
+
+    def check(self, geometry: Geometry) -> Geometry:
+        """``geometry`` without its rate, of which words say nothing.
+
+        Raises ValueError for other grids, a clip larger than the prior has met, or a part from within a video.
+        """
+        if geometry.strides != self.strides:
+            raise ValueError(f"this prior knows the grids of strides {self.strides}, got {geometry.strides}")
+        sides = [(getattr(geometry, name), getattr(self, name)) for name in ("frames", "height", "width")]
+        if any(asked > known for asked, known in sides):
+            asked, known = (f"{f} frames of {w}x{h}" for f, h, w in zip(*sides, strict=True))
+            raise ValueError(f"this prior has learned clips of up to {known}, asked for {asked}")
+        if geometry.first_step:
+            raise ValueError(f"a prior knows clips from their first frame on, got one from step {geometry.first_step}")
+        return replace(geometry, fps=None)
