@@ -45,7 +45,7 @@ def look_at(source: Path, size: int | None, frames: int | None) -> Clip:
     from pyratok.codec.container import open_tokens
     from pyratok.data.video_io import FALLBACK_FPS, probe
 
-    if _is_pyra(source):
+    if common.is_pyra(source):
         reader = open_tokens(source)
         if reader.batch_size != 1:
             raise ValueError(f"{source} holds {reader.batch_size} clips; save each of them to a file of its own")
@@ -78,7 +78,7 @@ def tokens_of(
     from pyratok.codec.container import open_tokens
     from pyratok.runtime.long import encode_file
 
-    if _is_pyra(source):
+    if common.is_pyra(source):
         yield open_tokens(source)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -120,11 +120,3 @@ def token_still(tokenizer: VideoTokenizer, path: Path, seconds: float | None) ->
         image = Path(folder, "frame.png")
         decode_file(tokenizer, path, image, start=frame / rate, stop=(frame + 0.5) / rate)
         return to_uint8(load_video(image, size=min(STILL_SIDE, g.height, g.width)))[0]
-
-
-def _is_pyra(path: Path) -> bool:
-    """By suffix or by its first bytes, so that a damaged file is reported as what it was."""
-    from pyratok.codec.container import MAGIC
-
-    with path.open("rb") as file:
-        return path.suffix == ".pyra" or file.read(len(MAGIC)) == MAGIC

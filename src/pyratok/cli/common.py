@@ -75,6 +75,14 @@ def load_model(name_or_path: str | None) -> VideoTokenizer:
     return PyraTok.from_pretrained(name_or_path)
 
 
+def is_pyra(path: Path) -> bool:
+    """By suffix or by its first bytes, so that a renamed file is known and a damaged one is reported as what it was."""
+    from pyratok.codec.container import MAGIC
+
+    with path.open("rb") as file:
+        return path.suffix == ".pyra" or file.read(len(MAGIC)) == MAGIC
+
+
 def check_output(path: Path, *inputs: Path) -> None:
     """Refuse an output that cannot be written or is one of the inputs, before any work is done.
 

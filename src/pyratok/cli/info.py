@@ -40,20 +40,12 @@ def info(
         kind, facts, shown = "model", *_model(model if subject is None else str(subject))
     elif not subject.exists():
         raise ValueError(f"there is no file or folder {subject}")
-    elif _is_pyra(subject):
+    elif common.is_pyra(subject):
         kind, facts, shown = "tokens", *_tokens(subject)
     else:
         kind, facts, shown = "video", *_video(subject)
     out.facts(shown, title=f"{subject or model or 'the model in the package'} ({kind})")
     out.finish({"kind": kind, "path": subject or model} | facts)
-
-
-def _is_pyra(path: Path) -> bool:
-    """By suffix or by its first bytes, so that a renamed file is known and a damaged one is reported as what it was."""
-    from pyratok.codec.container import MAGIC
-
-    with path.open("rb") as file:
-        return path.suffix == ".pyra" or file.read(len(MAGIC)) == MAGIC
 
 
 def _tokens(path: Path) -> tuple[Facts, Shown]:

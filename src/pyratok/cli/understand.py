@@ -114,8 +114,7 @@ def localize(
     from pyratok.report.png import encode_png
     from pyratok.report.timeline import timeline
     from pyratok.tasks.classification import check_texts
-    from pyratok.tasks.localization import frame_scores
-    from pyratok.tasks.localization import localize as localize_tokens
+    from pyratok.tasks.localization import frame_scores, spans_of
     from pyratok.tasks.steps import step_edges
 
     out, watch = Output(json_file, source, output, model), ShownStopwatch()
@@ -130,8 +129,8 @@ def localize(
     tokenizer = load_reading(model, watch)
     with tokens_of(tokenizer, source, size, frames, watch) as reader:
         with watch.step("localizing"):
-            spans = localize_tokens(tokenizer, reader, queries, **chosen)
-            scores = frame_scores(tokenizer, reader, queries).double().numpy()
+            cosines = frame_scores(tokenizer, reader, queries)
+            spans, scores = spans_of(cosines, reader.geometry, queries, **chosen), cosines.double().numpy()
         assert reader.geometry.fps is not None
         edges, model_id = step_edges(reader.geometry, 0) / reader.geometry.fps, reader.model
         if output is not None:

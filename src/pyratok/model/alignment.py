@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from pyratok.nn.waves import waves
 from pyratok.quantization.bits import signs_to_ids
 from pyratok.text.hf_loading import load_text_model
 from pyratok.types import TextEmbedding
@@ -222,9 +223,8 @@ class TokenLM(nn.Module):
         index = torch.arange(kept.start, kept.stop, device=device)
         cell = torch.stack([index // (rows * columns), index // columns % rows, index % columns], dim=-1)
         place = (cell + 0.5) / torch.tensor(list(grid), device=device)
-        phase = (place[..., None] * math.pi * 2.0 ** torch.arange(OCTAVES, device=device)).flatten(1)
         which = torch.eye(self.config.num_levels, device=device)[level].expand(len(kept), -1)
-        return torch.cat([phase.sin(), phase.cos(), which], dim=-1).to(self.here.weight.dtype)
+        return torch.cat([waves(place, OCTAVES), which], dim=-1).to(self.here.weight.dtype)
 
     def _sequence(self, words: Sequence[Tensor], positions: Sequence[Tensor]) -> Tensor:
         """Inputs ``[B, S, H]``: a mark and all tokens of every level."""

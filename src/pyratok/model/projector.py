@@ -11,23 +11,21 @@ thousands of them, so neighbours are averaged, after a layer that tells words ap
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pyratok.config import from_dict, to_dict
-from pyratok.model.pretrained import CONFIG, WEIGHTS, ModelLoadError
+from pyratok.model.companions import companion, require_tokenizer, save_companion
+from pyratok.nn.waves import waves
 from pyratok.types import ModelId
-from pyratok.vae.hub import read_json, read_weights, replacing_folder, resolve_folder
+from pyratok.vae.hub import read_weights
 
 FORMAT, VERSION = "pyratok-token-projector", 1
 OCTAVES = 8
@@ -100,38 +98,23 @@ def _waves(signs: Tensor) -> Tensor:
     """Where each cell of ``[B, K, t, h, w]`` lies, relative to its grid: waves ``[t, h, w, 6 * OCTAVES]``."""
     axes = [(torch.arange(side, device=signs.device) + 0.5) / side for side in signs.shape[2:]]
     cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    phase = (cells[..., None] * math.pi * 2.0 ** torch.arange(OCTAVES, device=signs.device)).flatten(-2)
-    return torch.cat([phase.sin(), phase.cos()], dim=-1)
+    return waves(cells, OCTAVES)
 
 
 def save_projector(projector: TokenProjector, folder: str | os.PathLike[str], tokenizer: ModelId) -> None:
     """Write ``config.json`` and ``model.safetensors``, whole or not at all; ``tokenizer``: whose tokens it reads."""
-    header = {"format": FORMAT, "version": VERSION, "tokenizer": to_dict(tokenizer)}
-    with replacing_folder(Path(folder)) as unfinished:
-        save_file({name: value.contiguous() for name, value in projector.state_dict().items()}, unfinished / WEIGHTS)
-        (unfinished / WEIGHTS).chmod(0o644)  # safetensors leaves it readable by its owner alone
-        text = json.dumps(header | {"projector": to_dict(projector.config)}, indent=1) + "\n"
-        (unfinished / CONFIG).write_text(text, encoding="utf-8")
-        (Path(folder) / CONFIG).unlink(missing_ok=True)  # it would say whose tokens the new weights read
+    config = {"tokenizer": to_dict(tokenizer), "projector": to_dict(projector.config)}
+    save_companion(folder, {"format": FORMAT, "version": VERSION} | config, projector.state_dict())
 
 
 def load_projector(folder: str | os.PathLike[str], tokenizer: ModelId) -> TokenProjector:
     """Read a projector for inference (evaluation mode, no gradients).
 
-    Raises :class:`ModelLoadError` for a damaged or foreign folder, and for a projector of another tokenizer's tokens.
+    Raises :class:`~pyratok.model.pretrained.ModelLoadError` for a damaged or foreign folder, and for a projector of
+    another tokenizer's tokens.
     """
-    try:
-        path = resolve_folder(folder)
-        header = read_json(path / CONFIG)
-        if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
-            raise ValueError(f"{CONFIG} is not that of a {FORMAT} of version {VERSION}")
-        learned = from_dict(ModelId, header["tokenizer"])
-        if learned.fingerprint != tokenizer.fingerprint:
-            raise ValueError(f"this projector has learned the tokens of {learned}, not of {tokenizer}")
+    with companion(folder, FORMAT, VERSION) as (weights, header):
+        require_tokenizer("projector", from_dict(ModelId, header["tokenizer"]), tokenizer)
         projector = TokenProjector(from_dict(ProjectorConfig, header["projector"]))
-        projector.load_state_dict(read_weights(path / WEIGHTS))
-    except KeyError as error:
-        raise ModelLoadError(f"{folder}: {CONFIG} has no {error}") from None
-    except (OSError, ValueError, RuntimeError) as error:  # torch's own for weights that do not fit
-        raise ModelLoadError(f"{folder}: {error}") from error
+        projector.load_state_dict(read_weights(weights))
     return projector.eval().requires_grad_(False)

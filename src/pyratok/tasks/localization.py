@@ -23,6 +23,7 @@ from torch import Tensor
 from pyratok.model.base import VideoTokenizer
 from pyratok.tasks.classification import check_texts, embed_texts
 from pyratok.tasks.steps import Tokens, step_edges, step_vectors
+from pyratok.types import Geometry
 
 WINDOW = 25
 """Frames."""
@@ -71,22 +72,49 @@ def localize(
     Raises ValueError for more than one clip, an unknown frame rate, queries as
     :func:`~pyratok.tasks.classification.check_texts` and settings as :func:`find_runs`.
     """
-    fps = tokens.geometry.fps
-    if fps is None:
-        raise ValueError(
-            "these tokens have no frame rate, so their actions have no seconds; for a video, set it: "
-            "replace(tokens, geometry=replace(tokens.geometry, fps=25.0))"
-        )
-    edges = step_edges(tokens.geometry, 0)
-    spans = []
-    for query, scores in zip(queries, frame_scores(model, tokens, queries).double().numpy(), strict=True):
-        per_frame = np.repeat(scores, np.diff(edges))
+    _rate(tokens.geometry)
+    return spans_of(
+        frame_scores(model, tokens, queries),
+        tokens.geometry,
+        queries,
+        window=window,
+        threshold=threshold,
+        ground=ground,
+        absolute=absolute,
+        most=most,
+    )
+
+
+def spans_of(
+    scores: Tensor,
+    geometry: Geometry,
+    queries: Sequence[str],
+    *,
+    window: int = WINDOW,
+    threshold: float = THRESHOLD,
+    ground: float = GROUND,
+    absolute: bool = False,
+    most: int = 5,
+) -> tuple[Span, ...]:
+    """:func:`localize` from the ``scores`` ``[Q, t]`` that :func:`frame_scores` gave of tokens of that geometry."""
+    fps, edges, spans = _rate(geometry), step_edges(geometry, 0), []
+    for query, row in zip(queries, scores.double().numpy(), strict=True):
+        per_frame = np.repeat(row, np.diff(edges))
         for run in find_runs(
             per_frame, window=window, threshold=threshold, ground=ground, absolute=absolute, most=most
         ):
             start, end = ((edges[0] + frame) / fps for frame in (run.first, run.end))
             spans.append(Span(query, float(start), float(end), run.score))
     return tuple(sorted(spans, key=lambda span: -span.score))
+
+
+def _rate(geometry: Geometry) -> float:
+    if geometry.fps is None:
+        raise ValueError(
+            "these tokens have no frame rate, so their actions have no seconds; for a video, set it: "
+            "replace(tokens, geometry=replace(tokens.geometry, fps=25.0))"
+        )
+    return geometry.fps
 
 
 def frame_scores(model: VideoTokenizer, tokens: Tokens, queries: Sequence[str]) -> Tensor:

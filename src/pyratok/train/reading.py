@@ -3,7 +3,7 @@
     shards ── ids ──► signs ─┬► pyramid ──► text head ──► alignment terms
                              └► language model after the caption ──► autoregressive term
 
-The same terms as beside a learning tokenizer (:mod:`pyratok.train.language`), some hundred times cheaper per clip.
+The same terms as beside a learning tokenizer (:mod:`pyratok.train.language`), without its encoder and decoder.
 """
 
 from __future__ import annotations

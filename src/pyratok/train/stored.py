@@ -33,7 +33,7 @@ from pyratok.model.pyratok import PyraTok
 from pyratok.quantization.bits import signs_to_ids
 
 SHARD = 512
-"""Clips of a file: about a megabyte."""
+"""Clips of a file: 1.7 MB of nano's, at 5x80x80."""
 BATCH = 16
 """Clips tokenised at once."""
 MASK_STEPS = 255
