@@ -127,6 +127,21 @@ class TestStopRequest:
         assert seen[0] != before[0]
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
+    def test_who_lost_a_rank_can_say_so_before_the_launcher_ends_it(self) -> None:
+        script = (
+            "import os, signal\n"
+            "from pyratok.train.ranks import LostRankError\n"
+            "from pyratok.train.trainer import stop_on_signals\n"
+            "try:\n"
+            "    with stop_on_signals(patient=True):\n"
+            "        raise LostRankError('another process ended')\n"
+            "finally:\n"
+            "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        )
+        done = run_python("-c", script)
+        assert done.returncode == 1
+        assert done.stderr.endswith("LostRankError: another process ended\n")
+
     def test_training_in_a_thread_works_without_signals(self, tmp_path: Path) -> None:
         thread = threading.Thread(target=tiny_training.run, args=(tmp_path, settings(steps=1)))
         thread.start()

@@ -29,7 +29,7 @@ from pyratok.files import replacing
 from pyratok.train.checkpoint import checkpoint_to_resume, load_checkpoint, save_checkpoint, write_json, write_tensors
 from pyratok.train.objectives import LossWeights, Objective, Part
 from pyratok.train.optim import OptimConfig, build_optimizers
-from pyratok.train.ranks import join_ranks
+from pyratok.train.ranks import LostRankError, join_ranks
 from pyratok.types import LossTerms
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
@@ -280,12 +280,20 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, patient: bool = False) -> Iterator[StopRequest]:
-    """Turn SIGTERM and SIGINT into a :class:`StopRequest` (in the main thread, where alone Python handles signals)."""
+    """Turn SIGTERM and SIGINT into a :class:`StopRequest` (in the main thread, where alone Python handles signals).
+
+    The handlers from before come back, but after a :class:`~pyratok.train.ranks.LostRankError` SIGTERM is ignored.
+    """
     stop, before = StopRequest(patient=patient), {}
     if threading.current_thread() is threading.main_thread():
         before = {name: signal.signal(name, stop.handle) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
+    except LostRankError:
+        # A launcher that misses one process ends the others at once; this one has yet to say what happened.
+        if before:
+            before[signal.SIGTERM] = signal.SIG_IGN
+        raise
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
