@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from pyratok.config import TextHeadConfig
 from pyratok.model.pretrained import ModelLoadError
 from pyratok.model.pyratok import PyraTok
+from pyratok.model.text_head import TextHead
 from tiny import CONFIG, LAPQ, StubText, random_video, tiny_pyratok
 
 WITH_HEAD = replace(CONFIG, text_head=TextHeadConfig(width=16, num_blocks=2, kernel=3))
@@ -91,3 +92,14 @@ def test_a_damaged_head_is_found(model: PyraTok, tmp_path: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(ModelLoadError, match="a file is damaged"):
         PyraTok.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.slow
+def test_a_word_alone_can_be_trained_compiled() -> None:
+    """text_words reads single cells."""
+    head = TextHead(TextHeadConfig(width=16, num_blocks=1, kernel=3), width=8, num_levels=1, text_dim=4)
+    cell = torch.randn(2, 8, 1, 1, 1)
+    found = torch.compile(head)(cell, 0)
+    torch.testing.assert_close(found, head(cell, 0), rtol=1e-4, atol=1e-5)
+    found.square().sum().backward()
+    assert head.stem.weight.grad is not None

@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from pyratok.config import TextHeadConfig
@@ -50,7 +51,8 @@ class TextHead(nn.Module):
         coarse = self.down(F.pad(x, (0, columns % 2, 0, height % 2)))
         for block in self.blocks:
             coarse = block(coarse)
-        fine = F.interpolate(self.up(coarse), scale_factor=2.0, mode="nearest")[..., :height, :columns]
+        # Not F.interpolate, whose gradient for a single cell torch.compile cannot lower.
+        fine = repeat(self.up(coarse), "n c h w -> n c (h 2) (w 2)")[..., :height, :columns]
         found = self.out(self.norm(self.last(self.stem(x) + fine)))
         return unfold_time(cast(Tensor, found), batch)
 
