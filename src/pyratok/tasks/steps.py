@@ -26,11 +26,13 @@ CELLS_AT_ONCE = 1 << 16
 
 
 def step_vectors(model: VideoTokenizer, tokens: Tokens, level: int = -1) -> Tensor:
-    """The mean over space of the text features of each step of a level: float32 ``[B, t, D]``, not normalised.
+    """The text features of each step of a level, pooled over space: float32 ``[B, t, D]``, not normalised.
 
-    A cell that shows something has a longer vector and leads its step. Steps and cells of padding alone are left out,
-    so t is that of :func:`step_edges`. ``level`` counts from 0, or from the last one held with -1. Long clips are read
-    in parts, which changes nothing but rounding: the text head looks around in space alone.
+    A cell that shows something has a longer vector and leads its step: cells count by their length, so that what is
+    pooled is the mean of ``|f| f``, which tells nouns better than that of ``f`` (docs/understanding.md). Steps and
+    cells of padding alone are left out, so t is that of :func:`step_edges`. ``level`` counts from 0, or from the last
+    one held with -1. Long clips are read in parts, which changes nothing but rounding: the text head looks around in
+    space alone.
 
     Raises ValueError as :meth:`~pyratok.model.base.VideoTokenizer.text_features`.
     """
@@ -52,7 +54,8 @@ def step_vectors(model: VideoTokenizer, tokens: Tokens, level: int = -1) -> Tens
     parts = []
     for start in range(0, geometry.latent_steps, size):
         part = read(start, min(start + size, geometry.latent_steps))
-        parts.append(model.text_features(part, level)[:, :, :rows, :columns].mean(dim=(2, 3)))
+        cells = model.text_features(part, level)[:, :, :rows, :columns]
+        parts.append((cells * torch.linalg.vector_norm(cells, dim=-1, keepdim=True)).mean(dim=(2, 3)))
     return torch.cat(parts, dim=1)[:, : len(step_edges(geometry, level)) - 1]
 
 
