@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from planted_colours import ColourTokenizer, coloured
 from pyratok.codec.container import PyraWriter, open_tokens
-from pyratok.tasks.localization import Run, find_runs, frame_scores, localize
+from pyratok.tasks.localization import Run, find_runs, localize, score_curves
 from pyratok.types import Video
 
 Scores = NDArray[np.float64]
@@ -71,15 +71,18 @@ def test_a_dip_shorter_than_half_a_window_does_not_cut_an_action() -> None:
     assert len(find_runs(scores, window=1)) == 2
 
 
-def test_an_action_that_fills_its_clip_needs_a_lower_ground() -> None:
+def test_an_action_may_fill_its_clip_where_the_ground_is_not_that_of_the_clip() -> None:
     scores = box(100, (15, 90, 0.4))
-    assert find_runs(scores) == []
+    assert extents(find_runs(scores)) == [(15, 90)]
+    assert find_runs(scores, ground=0.5) == []
     assert extents(find_runs(scores, ground=0.1)) == [(15, 90)]
+    assert extents(find_runs(scores + 0.4)) == [(0, 100)]
+    assert extents(find_runs(scores + 0.4, ground=0.1)) == [(15, 90)]
 
 
 def test_absolute_thresholds_find_the_whole_clip_or_nothing() -> None:
     flat = np.full(30, 0.3)
-    assert find_runs(flat) == []
+    assert find_runs(flat, ground=0.5) == []
     assert find_runs(flat, threshold=0.2, absolute=True) == [Run(0, 30, pytest.approx(0.3))]
     assert find_runs(flat, threshold=0.31, absolute=True) == []
 
@@ -111,11 +114,52 @@ def test_runs_are_disjoint_within_the_clip_and_sorted(
     assert all(scores.min() - 1e-6 <= run.score <= scores.max() + 1e-6 for run in runs)
 
 
-@given(scores=any_scores, window=st.integers(1, 30), gain=st.floats(0.1, 3), shift=st.floats(-1, 1))
-def test_only_the_shape_of_the_scores_counts(scores: Scores, window: int, gain: float, shift: float) -> None:
+@given(
+    scores=any_scores,
+    window=st.integers(1, 60),
+    threshold=st.floats(0.01, 1),
+    ground=st.floats(0, 0.99),
+    floor=st.floats(0, 1),
+)
+def test_scores_below_the_floor_are_no_action(
+    scores: Scores, window: int, threshold: float, ground: float, floor: float
+) -> None:
+    """Nor are negative ones, however far they rise above the rest; of what is found, every best frame is above."""
+    settings = {"window": window, "threshold": threshold, "ground": ground, "floor": floor, "most": 200}
+    low = scores - max(0.0, scores.max() - floor) - 1e-5
+    assert find_runs(low, **settings) == []
+    assert find_runs(-np.abs(scores), **settings | {"floor": 0.01}) == []
+    for run in find_runs(scores, **settings):
+        assert scores[max(0, run.first - window) : run.end + window].max() >= floor - 1e-6
+
+
+@given(
+    noise=arrays(np.float64, st.integers(1, 120), elements=st.floats(-0.0049, 0.0049)),
+    level=st.floats(-1, 1),
+    window=st.integers(1, 60),
+    threshold=st.floats(0.01, 1),
+    ground=st.floats(0, 0.99),
+)
+def test_a_flat_curve_is_no_action(noise: Scores, level: float, window: int, threshold: float, ground: float) -> None:
+    """Wherever it lies, a curve that hardly moves has no spans."""
+    assert find_runs(level + noise, window=window, threshold=threshold, ground=ground) == []
+
+
+def test_a_weak_run_beside_a_strong_one_is_left_out() -> None:
+    scores = box(200, (20, 60, 0.03), (120, 160, 0.05))
+    assert extents(find_runs(scores, floor=0.04)) == [(120, 160)]
+    assert len(find_runs(scores, floor=0.0)) == 2
+    assert find_runs(scores, floor=0.06) == []
+
+
+@given(scores=any_scores, window=st.integers(1, 30), gain=st.floats(1, 10), shift=st.floats(0, 1))
+def test_above_the_floor_only_the_shape_of_the_scores_counts(
+    scores: Scores, window: int, gain: float, shift: float
+) -> None:
     """A share of the way is the same whatever range cosines happen to lie in."""
-    scores = scores.round(2)
-    settings = {"window": window, "threshold": 0.437, "most": 200}
+    scores = np.abs(scores).round(2)
+    settings = {"window": window, "threshold": 0.437, "ground": 0.5, "floor": 0.0, "most": 200}
+    assume(find_runs(scores, **settings))
     before, after = (sorted(extents(find_runs(s, **settings))) for s in (scores, gain * scores + shift))
     assert before == after
 
@@ -126,6 +170,7 @@ def test_only_the_shape_of_the_scores_counts(scores: Scores, window: int, gain: 
         ({"window": 0}, "window must be at least 1, got 0"),
         ({"most": 0}, "most must be at least 1, got 0"),
         ({"ground": 1.0}, "a quantile in"),
+        ({"floor": 1.5}, "floor is a cosine in"),
         ({"threshold": 0.0}, "say absolute=True, got 0.0"),
         ({"threshold": 1.5}, "a share in"),
         ({"threshold": float("nan")}, "a share in"),
@@ -139,7 +184,7 @@ def test_bad_settings_are_refused(settings: dict[str, float], complaint: str) ->
 
 def test_spans_of_planted_colours(model: ColourTokenizer) -> None:
     tokens = model.encode(coloured(("blue", 40), ("red", 30), ("blue", 60), ("green", 31), ("blue", 40)))
-    spans = localize(model, tokens, ["red", " a green screen "])
+    spans = localize(model, tokens, ["red", " a green screen "], level=0, ground=0.5)
     assert {(span.query, span.start, span.end) for span in spans} == {
         ("red", 4.0, 7.0),
         (" a green screen ", 13.0, 16.1),
@@ -150,7 +195,7 @@ def test_spans_of_planted_colours(model: ColourTokenizer) -> None:
 
 def test_the_same_action_twice(model: ColourTokenizer) -> None:
     tokens = model.encode(coloured(("blue", 50), ("red", 30), ("blue", 50), ("red", 40), ("blue", 50)))
-    spans = localize(model, tokens, ["red"])
+    spans = localize(model, tokens, ["red"], level=0, ground=0.5)
     assert [(span.start, span.end) for span in sorted(spans)] == [(5.0, 8.0), (13.0, 17.0)]
     assert len(localize(model, tokens, ["red"], most=1)) == 1
 
@@ -159,7 +204,7 @@ def test_a_part_is_timed_by_the_whole(model: ColourTokenizer) -> None:
     tokens = model.encode(coloured(("blue", 80), ("red", 40), ("blue", 80)))
     part = tokens.time_slice(10, 40)  # frames 37 to 156
     assert part.geometry.first_step == 10
-    assert [(span.start, span.end) for span in localize(model, part, ["red"])] == [(8.0, 12.0)]
+    assert [(span.start, span.end) for span in localize(model, part, ["red"], level=0, ground=0.5)] == [(8.0, 12.0)]
 
 
 def test_a_file_is_as_good_as_its_tokens(model: ColourTokenizer, tmp_path: Path) -> None:
@@ -170,15 +215,19 @@ def test_a_file_is_as_good_as_its_tokens(model: ColourTokenizer, tmp_path: Path)
 
 
 def test_scores_of_steps_leave_padding_out(model: ColourTokenizer) -> None:
-    scores = frame_scores(model, model.encode(coloured(("red", 3), ("blue", 3))), ["red", "blue", "green"])
+    tokens = model.encode(coloured(("red", 3), ("blue", 3)))
+    scores, edges = score_curves(model, tokens, ["red", "blue", "green"], level=0)
     assert scores.shape == (3, 6)
+    assert edges.tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert scores[0, :3].min() > 0.99 > scores[0, 3:].max()
     assert scores[1, 3:].min() > 0.99 > scores[1, :3].max()
     assert scores[2].max() < 0
 
 
-def test_an_image_has_no_spans(model: ColourTokenizer) -> None:
-    assert localize(model, model.encode(coloured(("red", 1))), ["red"]) == ()
+def test_what_is_there_all_the_time_is_one_span(model: ColourTokenizer) -> None:
+    (span,) = localize(model, model.encode(coloured(("red", 31))), ["red"])
+    assert (span.start, span.end) == (0.0, 3.1)
+    assert localize(model, model.encode(coloured(("red", 31))), ["blue"]) == ()
 
 
 def test_bad_input_is_refused(model: ColourTokenizer) -> None:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from pyratok.config import TextHeadConfig
 from pyratok.data.questions import statement
 from pyratok.model.alignment import TokenLM, TokenLMConfig
+from pyratok.model.answerer import Answerer, AnswererConfig, save_answerer
 from pyratok.model.base import VideoTokenizer
 from pyratok.model.pretrained import ModelLoadError
 from pyratok.model.projector import ProjectorConfig, TokenProjector, fitting_grid, load_projector, save_projector
 from pyratok.model.pyratok import PyraTok
 from pyratok.model.token_lm_files import save_token_lm
-from pyratok.tasks.qa import LanguageModelReader, Reader, SimilarityReader, TokenLMReader, Writer, ask
+from pyratok.tasks.qa import AnswererReader, LanguageModelReader, Reader, SimilarityReader, TokenLMReader, Writer, ask
 from pyratok.types import ModelId, TextEmbedding, TokenPyramid
 from tiny import CONFIG, LAPQ, StubText, random_video, tiny_pyratok
 
@@ -95,6 +96,11 @@ def projector(num_levels: int = 4, **changes: Any) -> TokenProjector:
     return TokenProjector(ProjectorConfig(**values)).eval()
 
 
+def answerer() -> Answerer:
+    config = replace(CONFIG, text_head=TextHeadConfig(width=16, num_blocks=1, kernel=3))
+    return Answerer(AnswererConfig.reading(config, width=16, narrow=4, num_layers=1, num_heads=2)).eval()
+
+
 class TestAsk:
     def test_the_best_option_is_the_answer(self, model: PyraTok, tokens: TokenPyramid) -> None:
         reader = Planted("at the top")
@@ -138,11 +144,12 @@ class TestAsk:
             ask(tiny_pyratok(seed=1), tokens, QUESTION, OPTIONS, reader=Planted(""))
 
 
-@pytest.mark.parametrize("kind", ["tokens", "language", "similarity"])
+@pytest.mark.parametrize("kind", ["answerer", "tokens", "language", "similarity"])
 class TestEveryReader:
     @pytest.fixture
     def reader(self, kind: str, lm: TokenLM) -> Reader:
         readers: dict[str, Reader] = {
+            "answerer": AnswererReader(answerer()),
             "tokens": TokenLMReader(lm),
             "language": LanguageModelReader(EchoLM(), projector()),  # type: ignore[arg-type]
             "similarity": SimilarityReader(levels=range(4)),
@@ -166,6 +173,37 @@ class TestEveryReader:
             ValueError, match=r"needs 4 levels, these tokens hold 2; load the \.pyra with all its levels"
         ):
             ask(model, tokens.prefix(2), QUESTION, OPTIONS, reader=reader)
+
+
+class TestAnswererReader:
+    def test_statements_are_weighed_together_as_alone(self, model: PyraTok, tokens: TokenPyramid) -> None:
+        reader = AnswererReader(answerer())
+        features = model.lapq.pyramid(model.signs_of(tokens))[-1]
+        found = reader.scores(model, tokens, QUESTION, OPTIONS)
+        for option, score in zip(OPTIONS, found, strict=True):
+            text = model.embed_captions(statement(QUESTION, option), 1)
+            assert text is not None
+            logit = reader.answerer(features, text.tokens[None], text.mask[None])
+            torch.testing.assert_close(logit[0, 0], score)
+
+    def test_clips_of_other_sizes_and_later_parts_are_read(self, model: PyraTok) -> None:
+        reader = AnswererReader(answerer())
+        for tokens in (
+            model.encode(random_video(frames=17, height=48, width=80)),
+            model.encode(random_video(frames=1)),
+        ):
+            assert ask(model, tokens, QUESTION, OPTIONS, reader=reader).text in OPTIONS
+        later = model.encode(random_video(frames=17)).time_slice(1, 3)
+        assert ask(model, later, QUESTION, OPTIONS, reader=reader).text in OPTIONS
+
+    def test_from_disk_it_is_bound_to_its_tokenizer(self, model: PyraTok, tokens: TokenPyramid, tmp_path: Path) -> None:
+        kept = answerer()
+        save_answerer(kept, tmp_path / "a", model.model_id)
+        again = AnswererReader.load(tmp_path / "a", model.model_id)
+        found, wanted = (r.scores(model, tokens, QUESTION, OPTIONS) for r in (again, AnswererReader(kept)))
+        assert torch.equal(found, wanted)
+        with pytest.raises(ModelLoadError, match="not of other"):
+            AnswererReader.load(tmp_path / "a", ModelId(name="other", fingerprint="f" * 16))
 
 
 class TestTokenLMReader:

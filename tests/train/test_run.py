@@ -255,7 +255,7 @@ def test_a_start_that_was_not_given_again_is_missed(tmp_path: Path) -> None:
 def test_choices_are_checked() -> None:
     with pytest.raises(ValueError, match=r"need a text head; set model\.text_head=\{\}"):
         replace(finished("reading"), model=CONFIG)
-    with pytest.raises(ValueError, match="are stored as tokens in the language stage alone"):
+    with pytest.raises(ValueError, match="are stored as tokens in the stages language and answering alone"):
         replace(finished("reading"), decoder="full")
     with pytest.raises(ValueError, match="quantizer must be 'frozen' or 'full', got 'half'"):
         replace(VAE_STAGE, quantizer="half")  # type: ignore[arg-type]

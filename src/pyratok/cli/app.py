@@ -21,7 +21,21 @@ import typer
 from typer.main import get_command
 
 import pyratok
-from pyratok.cli import ablate, demo, doctor, evaluate, export, info, tokenize, tokens, train, understand, watch
+from pyratok.cli import (
+    ablate,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    generate,
+    info,
+    report,
+    tokenize,
+    tokens,
+    train,
+    understand,
+    watch,
+)
 from pyratok.data.manifests import LeftOutWarning
 
 EXIT_INTERNAL = 1
@@ -52,10 +66,14 @@ app.command()(understand.localize)
 app.command()(understand.classify)
 app.command()(understand.search)
 app.command()(understand.ask)
+app.command()(generate.generate)
+app.command("continue")(generate.continue_)
+app.command()(generate.inpaint)
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(export.app, name="export")
 app.command()(train.train)
 app.command()(ablate.ablate)
+app.command()(report.report)
 app.command()(doctor.doctor)
 
 

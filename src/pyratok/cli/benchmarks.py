@@ -81,6 +81,8 @@ def _command(name: str) -> Callable[..., None]:
         from pyratok.eval.benchmarks.contract import check_revision
         from pyratok.eval.benchmarks.registry import Options, build
         from pyratok.eval.runner import run_benchmark
+        from pyratok.files import write_atomically
+        from pyratok.report.results_plots import rate_distortion_svg
 
         if absent := ENTRIES[name].missing_packages():
             raise ValueError(f"{name} needs {' and '.join(absent)}: pip install 'pyratok[text,train]'")
@@ -107,6 +109,8 @@ def _command(name: str) -> Callable[..., None]:
                 any_revision=any_revision,
                 on_progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
+        if curves := record.scores.details.get("curves"):
+            write_atomically(folder / "curves.svg", rate_distortion_svg(curves))
         output.table(*record_table(record))
         output.console.print(f"[dim]{record.model or 'no model'}, protocol {record.protocol.digest}, in {folder}[/]")
         output.finish(record.to_dict())

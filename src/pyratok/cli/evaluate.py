@@ -134,11 +134,14 @@ def language(
 
 @app.command("predictability")
 def predictability(
-    lm: Annotated[Path, typer.Option("--lm", metavar="DIR", help="Language model over tokens, as training saves it.")],
     data: Annotated[
         list[Path],
         typer.Option("--data", metavar="DIR_OR_MANIFEST", help="Captioned sprites and photographs to render clips of."),
     ],
+    lm: Annotated[
+        Path | None,
+        typer.Option("--lm", metavar="DIR", help="Language model over tokens; default: the one that ships with MODEL."),
+    ] = None,
     clips: Annotated[int, typer.Option("--clips", min=1, metavar="N", help="Clips to predict.")] = 200,
     nouns: Annotated[str, typer.Option("--nouns", help="Show seen or unseen nouns.")] = "seen",
     model: ModelOption = None,
@@ -148,16 +151,20 @@ def predictability(
     from pyratok.data.manifests import gather
     from pyratok.data.synthetic import CaptionedScenes, SceneConfig
     from pyratok.eval.predictability import PredictabilityProtocol, evaluate_predictability
+    from pyratok.model import companions
     from pyratok.model.token_lm_files import load_token_lm
 
     out, watch = Output(json_file, model, lm, *data), ShownStopwatch()
     if nouns not in ("seen", "unseen"):
         raise ValueError(f"--nouns is seen or unseen, got {nouns!r}")
+    found = lm or companions.shipped_companion(model, companions.LM)
+    if found is None:
+        raise ValueError(f"{model} comes without a language model over its tokens; train one and give it by --lm")
     media = gather(data)
     source = CaptionedScenes(media.sprites, media.photos, None, SceneConfig(nouns=nouns))
     with watch.step("loading the models"):
         tokenizer = common.load_model(model)
-        predictor = load_token_lm(lm, tokenizer.model_id)
+        predictor = load_token_lm(found, tokenizer.model_id)
     protocol = PredictabilityProtocol(clips=clips, counted_clips=max(clips, PredictabilityProtocol().counted_clips))
     with common.progress_bar(watch.console, counted=False) as bar:
         task = bar.add_task("clips", total=1.0)

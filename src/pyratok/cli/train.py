@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import TaskID
 
 from pyratok.cli.common import JsonOption, Output, progress_bar
+from pyratok.cli.train_prior import build_prior_recipe, show_prior, train_prior
 from pyratok.report.units import human_bytes
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a recipe, such as nano-vae or nano.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a recipe: nano, prior-ar ...")],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder for checkpoints, logs and the model.")
     ] = None,
@@ -49,6 +50,15 @@ def train(
     overrides = parse_settings(settings or [])
     if json_target is not None and not dry_run:
         raise ValueError("--json goes with --dry-run; a run writes its numbers to log.jsonl")
+    from pyratok.recipes import PRIORS
+
+    if recipe in PRIORS:
+        prior = build_prior_recipe(recipe, overrides, stages)
+        if dry_run:
+            show_prior(prior, data or [], Output(json_target, out, init, *(data or [])))
+        else:
+            train_prior(prior, data or [], out, init=init, resume=resume)
+        return
     if dry_run:
         show_outline(build_plan(recipe, overrides, stages), Output(json_target, out, init, *(data or [])))
         return
@@ -110,11 +120,14 @@ def build_plan(name: str, overrides: Mapping[str, Any], stages: Sequence[str] | 
     Raises: ValueError for an unknown recipe, stage or field, or a value that the recipe refuses.
     """
     from pyratok.config import field_paths, from_dict, nearest, set_field, to_dict
-    from pyratok.recipes import RECIPES
+    from pyratok.recipes import PRIORS, RECIPES
     from pyratok.train.stages import Plan
 
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}{nearest(name, RECIPES)}; recipes are {', '.join(RECIPES)}")
+        known_names = [*RECIPES, *PRIORS]
+        raise ValueError(
+            f"there is no recipe {name!r}{nearest(name, known_names)}; recipes are {', '.join(known_names)}"
+        )
     plan = RECIPES[name]()
     known = {stage.name: to_dict(stage) for stage in plan.stages}
     if unknown := [stage for stage in stages or () if stage not in known]:

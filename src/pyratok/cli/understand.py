@@ -114,8 +114,7 @@ def localize(
     from pyratok.report.png import encode_png
     from pyratok.report.timeline import timeline
     from pyratok.tasks.classification import check_texts
-    from pyratok.tasks.localization import frame_scores, spans_of
-    from pyratok.tasks.steps import step_edges
+    from pyratok.tasks.localization import rate_of, score_curves, spans_of
 
     out, watch = Output(json_file, source, output, model), ShownStopwatch()
     check_texts(queries, "query")
@@ -129,10 +128,9 @@ def localize(
     tokenizer = load_reading(model, watch)
     with tokens_of(tokenizer, source, size, frames, watch) as reader:
         with watch.step("localizing"):
-            cosines = frame_scores(tokenizer, reader, queries)
-            spans, scores = spans_of(cosines, reader.geometry, queries, **chosen), cosines.double().numpy()
-        assert reader.geometry.fps is not None
-        edges, model_id = step_edges(reader.geometry, 0) / reader.geometry.fps, reader.model
+            fps, curves = rate_of(reader.geometry), score_curves(tokenizer, reader, queries)
+            spans, scores = spans_of(curves, fps, queries, **chosen), curves.scores.double().numpy()
+        edges, model_id = curves.edges / fps, reader.model
         if output is not None:
             with watch.step("drawing the timeline"):
                 stills = stills_of(tokenizer, source, clip, reader)
@@ -236,6 +234,10 @@ def ask(
     options: Annotated[
         list[str] | None, typer.Option("--option", metavar="TEXT", help="An answer to choose from; give two or more.")
     ] = None,
+    answerer: Annotated[
+        str | None,
+        typer.Option("--answerer", metavar="FOLDER", help="Choose by this network; default: what ships with MODEL."),
+    ] = None,
     token_lm: Annotated[
         str | None, typer.Option("--token-lm", metavar="FOLDER", help="Choose by this language model over tokens.")
     ] = None,
@@ -252,27 +254,31 @@ def ask(
 ) -> None:
     """Answer a question about a clip.
 
-    Without a language model the option wins whose statement is most like what the tokens say: that tells what is
-    there, hardly where, when or how many.
+    Where no reader is given and none ships with the model, the option wins whose statement is most like what the tokens
+    say: that tells what is there, hardly where, when or how many.
     """
+    from pyratok.model import companions
     from pyratok.tasks.classification import check_texts
     from pyratok.tasks.qa import ask as ask_tokens
 
-    out, watch = Output(json_file, source, token_lm, projector, model), ShownStopwatch()
+    out, watch = Output(json_file, source, answerer, token_lm, projector, model), ShownStopwatch()
     check_texts([question], "question")
     if options is not None:
         check_texts(options, "option")
     if (language_model is None) != (projector is None):
         raise ValueError("--lm and --projector go together: a language model and what shows tokens to it")
-    if language_model is not None and token_lm is not None:
-        raise ValueError("give --token-lm or --lm, not both")
+    if sum(reader is not None for reader in (answerer, token_lm, language_model)) > 1:
+        raise ValueError("give one of --answerer, --token-lm and --lm")
     if len(options or ()) < 2 and not (options is None and language_model is not None):
         raise ValueError("give two or more answers to choose from, each as --option TEXT; only an --lm answers freely")
     look_at(source, size, frames)
-    by_similarity = token_lm is None and language_model is None
+    if answerer is None and token_lm is None and language_model is None:
+        shipped = companions.shipped_companion(model, companions.ANSWERER)
+        answerer = None if shipped is None else str(shipped)
+    by_similarity = answerer is None and token_lm is None and language_model is None
     tokenizer = load_reading(model, watch) if by_similarity else common.load_model(model)
     with watch.step("loading the reader"):
-        reader = _reader(tokenizer.model_id, token_lm, language_model, projector)
+        reader = _reader(tokenizer.model_id, answerer, token_lm, language_model, projector)
     with tokens_of(tokenizer, source, size, frames, watch) as file:
         tokens = file.read()
     with watch.step("answering"):
@@ -303,9 +309,13 @@ def _level(text: str) -> int | Literal["fused"]:
     return int(text) - 1
 
 
-def _reader(tokenizer: ModelId, token_lm: str | None, language_model: str | None, projector: str | None) -> Reader:
-    from pyratok.tasks.qa import LanguageModelReader, SimilarityReader, TokenLMReader
+def _reader(
+    tokenizer: ModelId, answerer: str | None, token_lm: str | None, language_model: str | None, projector: str | None
+) -> Reader:
+    from pyratok.tasks.qa import AnswererReader, LanguageModelReader, SimilarityReader, TokenLMReader
 
+    if answerer is not None:
+        return AnswererReader.load(answerer, tokenizer)
     if token_lm is not None:
         return TokenLMReader.load(token_lm, tokenizer)
     if language_model is not None and projector is not None:

@@ -8,6 +8,7 @@ asked about, so that the one true option is true to everybody.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -208,6 +209,24 @@ class QuestionedScenes:
 
         Raises ValueError where scene after scene gives no answer to a question of the kind that was drawn.
         """
+        clip, question, _ = self._draw(rng, frames, size)
+        return QuestionedClip(clip, question)
+
+    def sample_several(
+        self, rng: np.random.Generator, frames: int, size: int, most: int
+    ) -> tuple[CaptionedClip, tuple[Question, ...]]:
+        """As :meth:`sample_questioned`, with up to ``most`` questions, each of another kind.
+
+        The answers of those after the first are as usual as they are.
+        """
+        clip, question, behind = self._draw(rng, frames, size)
+        others = [self.kinds[i] for i in rng.permutation(len(self.kinds)) if self.kinds[i] != question.kind]
+        asked = (ask_about(clip, kind, rng, self.nouns, behind) for kind in others)
+        more = itertools.islice((found for found in asked if found is not None), most - 1)
+        return clip, (question, *more)
+
+    def _draw(self, rng: np.random.Generator, frames: int, size: int) -> tuple[CaptionedClip, Question, str]:
+        """A clip, a question about it, and what is behind the objects."""
         kind = self.kinds[int(rng.integers(len(self.kinds)))]
         answers = self._answers(kind)
         true = answers[int(rng.integers(len(answers)))] if answers else None
@@ -215,9 +234,9 @@ class QuestionedScenes:
             if tried == _SCENES_TRIED // 2:
                 true = None  # an answer that these scenes hardly ever give
             scene = self._scene(rng, frames, kind, true)
-            clip = render(scene, frames, size)
-            if question := ask_about(clip, kind, rng, self.nouns, self._behind(scene), true):
-                return QuestionedClip(clip, question)
+            clip, behind = render(scene, frames, size), self._behind(scene)
+            if question := ask_about(clip, kind, rng, self.nouns, behind, true):
+                return clip, question, behind
         raise ValueError(
             f"none of {_SCENES_TRIED} scenes of {frames} frames has an answer to a question of the kind {kind!r}; give "
             "SceneConfig more nouns, objects or verbs, or leave that kind out"

@@ -12,9 +12,18 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyratok.model.pretrained import CONFIG, WEIGHTS, ModelLoadError
+from pyratok.model.pretrained import CONFIG, WEIGHTS, ModelLoadError, resolve
 from pyratok.types import ModelId
 from pyratok.vae.hub import read_json, replacing_folder, resolve_folder
+
+LM, ANSWERER = "lm", "answerer"
+"""Folders of companions that ship within that of their model."""
+
+
+def shipped_companion(model: str | os.PathLike[str] | None, name: str) -> Path | None:
+    """The folder of a companion within that of a model, as ``from_pretrained`` takes it; None where it brings none."""
+    folder = resolve(model) / name
+    return folder if (folder / CONFIG).is_file() else None
 
 
 def save_companion(folder: str | os.PathLike[str], header: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:

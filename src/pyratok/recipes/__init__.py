@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pyratok.recipes.nano import nano, nano_vae
+from pyratok.recipes.nano import nano, nano_answering, nano_vae
+from pyratok.recipes.priors import prior_ar, prior_masked, prior_scale
 from pyratok.recipes.wan22 import wan22
+from pyratok.train.priors import PriorRecipe
 from pyratok.train.stages import Plan
 
-RECIPES: dict[str, Callable[[], Plan]] = {"nano-vae": nano_vae, "nano": nano, "wan22": wan22}
+RECIPES: dict[str, Callable[[], Plan]] = {
+    "nano-vae": nano_vae,
+    "nano": nano,
+    "nano-answering": nano_answering,
+    "wan22": wan22,
+}
+PRIORS: dict[str, Callable[[], PriorRecipe]] = {
+    "prior-ar": prior_ar,
+    "prior-scale": prior_scale,
+    "prior-masked": prior_masked,
+}

@@ -1,5 +1,5 @@
 """pyratok-nano: the embedded default, trained on two CPU cores. ``nano-vae`` trains the continuous VAE that the method
-starts from, ``nano`` is the method.
+starts from, ``nano`` is the method, ``nano-answering`` trains what answers questions from the tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pyratok.data.masking import MaskingConfig
 from pyratok.data.mixes import DataConfig
 from pyratok.data.synthetic import SceneConfig
 from pyratok.model.alignment import TokenLMConfig
+from pyratok.model.answerer import AnswererConfig
+from pyratok.train.answering import AnsweringConfig
 from pyratok.train.language import LanguageConfig
 from pyratok.train.objectives import LossWeights
 from pyratok.train.optim import OptimConfig
@@ -138,3 +140,30 @@ def nano() -> Plan:
         ),
     )
     return Plan(name="nano", stages=(pretraining, alignment, finetuning, reading, predicting))
+
+
+def nano_answering() -> Plan:
+    """Tell true statements from false ones, from the tokens of a model that stays as it is."""
+    model = replace(MODEL, text_head=TextHeadConfig())
+    stage = Recipe(
+        name="answering",
+        stage="answering",
+        model=model,
+        encoder="frozen",
+        quantizer="frozen",
+        decoder="frozen",
+        stored=12_000,
+        # Objects about as many cells large as they are in larger clips.
+        data=replace(DATA, footage=0.0, photos=0.0, scene=SceneConfig(sizes=(0.3, 0.9))),
+        answering=AnsweringConfig(answerer=AnswererConfig.reading(model)),
+        train=TrainConfig(
+            steps=3_000,
+            batch_size=32,
+            frames=17,
+            size=80,
+            compile=False,  # statements are of many lengths
+            losses=TOKENS_ALONE,
+            optim=OptimConfig(lr=2e-3, decay_share=1.0),
+        ),
+    )
+    return Plan(name="nano-answering", stages=(stage,))

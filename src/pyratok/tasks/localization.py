@@ -1,13 +1,16 @@
 """Zero-shot temporal localization: when does something happen?
 
 ```
-q^(1) ── text features, mean over space ── cosine with the query ── a score per step
+q^(l) ── text features, pooled over space ── cosine with the query ── a score per step
       ── a score per frame ── mean over a sliding window ── threshold ── connected runs ── spans in seconds
 ```
 
 Source: PyraTok (arXiv 2601.16210), sec. 4: windows of 25 frames at stride 1, then the longest connected run with the
-best mean, again and again for more actions. The paper names no threshold; ours is relative to the clip, since cosines
-differ from query to query by more than they do within a clip.
+best mean, again and again for more actions. The paper names no threshold; ours is a share of the best score of the
+clip, since cosines differ from query to query. A share is reached by any curve, so ``FLOOR`` stands beside it.
+
+The paper reads level 1. By default we read the last level, whose steps are half as many in pyratok-nano and say more
+(docs/understanding.md).
 """
 
 from __future__ import annotations
@@ -22,15 +25,19 @@ from torch import Tensor
 
 from pyratok.model.base import VideoTokenizer
 from pyratok.tasks.classification import check_texts, embed_texts
-from pyratok.tasks.steps import Tokens, step_edges, step_vectors
+from pyratok.tasks.steps import Tokens, held_level, step_edges, step_vectors
 from pyratok.types import Geometry
 
 WINDOW = 25
 """Frames."""
 THRESHOLD = 0.5
 """Half the way up: with it, an action longer than the window ends where it does, however the window blurs its ends."""
-GROUND = 0.5
-"""The median: an action takes less than half of its clip."""
+FLOOR = 0.04
+"""Cosine that the best frame of an action has, smoothed: less, or a negative one, is none however far it rises above
+the rest. Unrelated vectors of 384 dimensions have cosines of 0 +- 0.05."""
+RISE = 0.01
+"""Cosine. Where the ground is that of the clip, one whose best window lies less than this above it looks the same
+throughout."""
 DIGITS = 6
 ROUNDING = 10**-DIGITS
 """Cosines that differ by less than this are the same."""
@@ -53,62 +60,75 @@ class Run(NamedTuple):
     score: float
 
 
+class Curves(NamedTuple):
+    """``scores`` float32 ``[Q, t]``: the cosine of each query with each step, which covers the frames
+    ``edges[j] .. edges[j + 1] - 1`` of the video; ``edges`` int64 ``[t + 1]``."""
+
+    scores: Tensor
+    edges: NDArray[np.int64]
+
+
 def localize(
     model: VideoTokenizer,
     tokens: Tokens,
     queries: Sequence[str],
     *,
+    level: int = -1,
     window: int = WINDOW,
     threshold: float = THRESHOLD,
-    ground: float = GROUND,
+    ground: float | None = None,
+    floor: float = FLOOR,
     absolute: bool = False,
     most: int = 5,
 ) -> tuple[Span, ...]:
     """When each query happens in a clip: at most ``most`` spans per query, those of all queries together, best first.
 
-    The spans of a query are the runs that :func:`find_runs` finds in its frame scores, so they are disjoint and lie
-    within the clip. In a part of a longer video times count from the start of that video.
+    The spans of a query are the runs that :func:`find_runs` finds in its scores frame by frame, so they are disjoint
+    and lie within the clip. In a part of a longer video times count from the start of that video.
 
-    Raises ValueError for more than one clip, an unknown frame rate, queries as
+    Raises ValueError for more than one clip, an unknown frame rate, a level that is not there, queries as
     :func:`~pyratok.tasks.classification.check_texts` and settings as :func:`find_runs`.
     """
-    _rate(tokens.geometry)
+    fps = rate_of(tokens.geometry)
     return spans_of(
-        frame_scores(model, tokens, queries),
-        tokens.geometry,
+        score_curves(model, tokens, queries, level),
+        fps,
         queries,
         window=window,
         threshold=threshold,
         ground=ground,
+        floor=floor,
         absolute=absolute,
         most=most,
     )
 
 
 def spans_of(
-    scores: Tensor,
-    geometry: Geometry,
+    curves: Curves,
+    fps: float,
     queries: Sequence[str],
     *,
     window: int = WINDOW,
     threshold: float = THRESHOLD,
-    ground: float = GROUND,
+    ground: float | None = None,
+    floor: float = FLOOR,
     absolute: bool = False,
     most: int = 5,
 ) -> tuple[Span, ...]:
-    """:func:`localize` from the ``scores`` ``[Q, t]`` that :func:`frame_scores` gave of tokens of that geometry."""
-    fps, edges, spans = _rate(geometry), step_edges(geometry, 0), []
-    for query, row in zip(queries, scores.double().numpy(), strict=True):
+    """:func:`localize` from what :func:`score_curves` gave."""
+    edges, spans = curves.edges, []
+    for query, row in zip(queries, curves.scores.double().numpy(), strict=True):
         per_frame = np.repeat(row, np.diff(edges))
         for run in find_runs(
-            per_frame, window=window, threshold=threshold, ground=ground, absolute=absolute, most=most
+            per_frame, window=window, threshold=threshold, ground=ground, floor=floor, absolute=absolute, most=most
         ):
             start, end = ((edges[0] + frame) / fps for frame in (run.first, run.end))
             spans.append(Span(query, float(start), float(end), run.score))
     return tuple(sorted(spans, key=lambda span: -span.score))
 
 
-def _rate(geometry: Geometry) -> float:
+def rate_of(geometry: Geometry) -> float:
+    """Frames per second. Raises ValueError where the tokens do not know them."""
     if geometry.fps is None:
         raise ValueError(
             "these tokens have no frame rate, so their actions have no seconds; for a video, set it: "
@@ -117,18 +137,18 @@ def _rate(geometry: Geometry) -> float:
     return geometry.fps
 
 
-def frame_scores(model: VideoTokenizer, tokens: Tokens, queries: Sequence[str]) -> Tensor:
-    """Cosine of every query with every step of level 1, which is dense in time: float32 ``[Q, t]``, in [-1, 1].
+def score_curves(model: VideoTokenizer, tokens: Tokens, queries: Sequence[str], level: int = -1) -> Curves:
+    """How well every query goes with every step of a level of one clip.
 
-    :func:`~pyratok.tasks.steps.step_edges` of level 0 says which frames a step covers; steps of padding alone have
-    no score. Raises ValueError for more than one clip, tokens of another model, and queries as
+    Raises ValueError for more than one clip, tokens of another model, a level that is not there, and queries as
     :func:`~pyratok.tasks.classification.check_texts`.
     """
     if tokens.batch_size != 1:
         raise ValueError(f"one clip at a time, got a batch of {tokens.batch_size}; take tokens.select(i)")
+    level = held_level(tokens, level)
     words = embed_texts(model, check_texts(queries, "query"))
-    steps = F.normalize(step_vectors(model, tokens, level=0)[0], dim=-1)
-    return (words @ steps.T).float().cpu()
+    steps = F.normalize(step_vectors(model, tokens, level)[0], dim=-1)
+    return Curves((words @ steps.T).float().cpu(), step_edges(tokens.geometry, level))
 
 
 def find_runs(
@@ -136,18 +156,21 @@ def find_runs(
     *,
     window: int = WINDOW,
     threshold: float = THRESHOLD,
-    ground: float = GROUND,
+    ground: float | None = None,
+    floor: float = FLOOR,
     absolute: bool = False,
     most: int = 5,
 ) -> list[Run]:
     """Runs of frames whose smoothed score reaches the threshold, best mean first and, of equal ones, longest first.
 
     ``scores`` float64 ``[T]``. Smoothed is the mean over ``window`` frames around each one, the clip being mirrored
-    at its ends. ``threshold`` in (0, 1] is the share of the way from the ground, where the clip does something
-    else, to the maximum of the smoothed scores. The ground is the quantile ``ground`` of the scores before or after
-    smoothing, whichever is lower, since the window spreads an action over what surrounds it: by default the median;
-    choose less for clips that may be filled by their action. A clip that looks the same throughout has no runs. If
-    ``absolute``, the threshold is a cosine.
+    at its ends. ``threshold`` in (0, 1] is the share of the way from the ground to the maximum of the smoothed scores;
+    if ``absolute``, a cosine, and alone decides. The best frame of a run reaches ``floor``.
+
+    The ground is a cosine of 0, where unrelated things lie. In a text space where everything has much in common, let it
+    be the quantile ``ground`` of the scores before or after smoothing, whichever is lower, since the window spreads an
+    action over what surrounds it: 0.5, their median, where an action takes less than half of its clip. A clip that
+    rises by less than ``RISE`` above such a ground has no runs.
 
     Taking a run away leaves the others as they are, so all are found at once, and the ``most`` best of them returned.
 
@@ -159,15 +182,20 @@ def find_runs(
     if not (-1 <= threshold <= 1 if absolute else 0 < threshold <= 1):
         meaning = "a cosine in [-1, 1]" if absolute else "a share in (0, 1]; for a cosine say absolute=True"
         raise ValueError(f"threshold is {meaning}, got {threshold}")
-    if not 0 <= ground < 1:
-        raise ValueError(f"ground is a quantile in [0, 1), got {ground}")
+    if ground is not None and not 0 <= ground < 1:
+        raise ValueError(f"ground is a quantile in [0, 1), or None for a cosine of 0, got {ground}")
+    if not -1 <= floor <= 1:
+        raise ValueError(f"floor is a cosine in [-1, 1], got {floor}")
     smooth = _smoothed(scores, window)
-    top, bottom = float(smooth.max()), float(min(np.quantile(x, ground) for x in (scores, smooth)))
-    if not absolute and top - bottom < ROUNDING:
+    top = float(smooth.max())
+    bottom = 0.0 if ground is None else float(min(np.quantile(x, ground) for x in (scores, smooth)))
+    if not absolute and top - bottom < (ROUNDING if ground is None else RISE):
         return []
     least = threshold if absolute else top - (1 - threshold) * (top - bottom)
     changes = np.flatnonzero(np.diff(smooth >= least - ROUNDING, prepend=False, append=False))
     ends = changes.reshape(-1, 2).tolist()
+    if not absolute:
+        ends = [pair for pair in ends if smooth[slice(*pair)].max() >= floor - ROUNDING]
     runs = [Run(first, end, round(float(smooth[first:end].mean()), DIGITS)) for first, end in ends]
     return sorted(runs, key=lambda run: (-run.score, run.first - run.end))[:most]
 

@@ -2,12 +2,13 @@
 
 ```
 tokens ── Reader ── a score per option ── the best one is the answer
+              ├─ AnswererReader         is the option true?
               ├─ TokenLMReader          how likely are the tokens, were the option true?
               ├─ LanguageModelReader    how likely is the option, behind the tokens and the question?
               └─ SimilarityReader       how near do the tokens lie to the option, asserted?
 ```
 
-Source: PyraTok (arXiv 2601.16210), sec. 4, video QA. The paper has the second reader; the other two need no large
+Source: PyraTok (arXiv 2601.16210), sec. 4, video QA. The paper has the third reader; the others need no large
 language model.
 """
 
@@ -23,8 +24,10 @@ from torch import Tensor
 
 from pyratok.data.questions import statement
 from pyratok.model.alignment import TokenLM, require_causal
-from pyratok.model.base import VideoTokenizer
+from pyratok.model.answerer import Answerer, load_answerer, padded
+from pyratok.model.base import VideoTokenizer, led_by_a_frame
 from pyratok.model.projector import TokenProjector, load_projector
+from pyratok.model.pyratok import PyraTok
 from pyratok.model.token_lm_files import load_token_lm
 from pyratok.tasks.cells import cell_vectors
 from pyratok.tasks.classification import check_texts
@@ -92,6 +95,33 @@ def ask(
     scores = reader.scores(model, tokens, question, checked).float().cpu()
     best = int(scores.argmax())
     return Answer(text=checked[best], option=best, scores=scores)
+
+
+class AnswererReader:
+    """Chooses the option whose statement a small network, trained to tell true ones from false ones, believes most.
+
+    A score is a logit, which depends on no other option.
+    """
+
+    def __init__(self, answerer: Answerer) -> None:
+        self.answerer = answerer
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], tokenizer: ModelId) -> AnswererReader:
+        """From a folder of :func:`~pyratok.model.answerer.save_answerer`; refuses another tokenizer's."""
+        return cls(load_answerer(folder, tokenizer))
+
+    @torch.no_grad()
+    def scores(self, model: VideoTokenizer, tokens: TokenPyramid, question: str, options: Sequence[str]) -> Tensor:
+        if not isinstance(model, PyraTok):
+            raise ValueError(f"an answerer reads the tokens of a PyraTok, {model.name} is a {type(model).__name__}")
+        require_levels(tokens, self.answerer.config.num_levels, "this answerer")
+        place = self.answerer.verdict
+        features = model.lapq.pyramid(model.signs_of(led_by_a_frame(tokens)))[-1]
+        texts = [model.embed_captions(statement(question, option), 1) for option in options]
+        words, mask = padded([text for text in texts if text is not None])
+        logits: Tensor = self.answerer(features.to(place), words[None].to(place), mask[None].to(place.device))
+        return logits[0].float()
 
 
 class TokenLMReader:

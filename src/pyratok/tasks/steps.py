@@ -36,10 +36,7 @@ def step_vectors(model: VideoTokenizer, tokens: Tokens, level: int = -1) -> Tens
 
     Raises ValueError as :meth:`~pyratok.model.base.VideoTokenizer.text_features`.
     """
-    held = tokens.num_levels if isinstance(tokens, PyraReader) else len(tokens.levels)
-    if not -held <= level < held:
-        raise ValueError(f"these tokens hold levels 0 to {held - 1}, asked for level {level}")
-    level %= held
+    level = held_level(tokens, level)
     if isinstance(tokens, PyraReader) and tokens.segment_steps is None:
         tokens = tokens.read(levels=level + 1)  # of a file written whole nothing less than a level can be read
     read: Callable[[int, int], TokenPyramid]
@@ -57,6 +54,14 @@ def step_vectors(model: VideoTokenizer, tokens: Tokens, level: int = -1) -> Tens
         cells = model.text_features(part, level)[:, :, :rows, :columns]
         parts.append((cells * torch.linalg.vector_norm(cells, dim=-1, keepdim=True)).mean(dim=(2, 3)))
     return torch.cat(parts, dim=1)[:, : len(step_edges(geometry, level)) - 1]
+
+
+def held_level(tokens: Tokens, level: int) -> int:
+    """``level`` counted from 0. Raises ValueError where the tokens do not hold it."""
+    held = tokens.num_levels if isinstance(tokens, PyraReader) else len(tokens.levels)
+    if not -held <= level < held:
+        raise ValueError(f"these tokens hold levels 0 to {held - 1}, asked for level {level}")
+    return level % held
 
 
 def step_edges(geometry: Geometry, level: int) -> NDArray[np.int64]:

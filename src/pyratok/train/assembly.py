@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from pyratok.config import LaPQConfig, from_dict, to_dict
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
 from pyratok.model.alignment import TokenLM
+from pyratok.model.answerer import Answerer
 from pyratok.model.lapq import LaPQLevel
 from pyratok.model.pretrained import from_pretrained, read_config
 from pyratok.model.pyratok import PyraTok
@@ -25,6 +26,7 @@ from pyratok.text.hf import HFTextEncoder
 from pyratok.text.hf_loading import read_config as read_text_config
 from pyratok.text.minilm import MiniLM
 from pyratok.text.references import DinoReference, ReferenceEncoder, reference_config
+from pyratok.train.answering import AnsweringObjective, AnsweringParts
 from pyratok.train.language import LanguageObjective, LanguageParts, NoText, frozen_copy
 from pyratok.train.objectives import Objective, TokenizerObjective, VAEObjective
 from pyratok.train.reading import ReadingObjective
@@ -92,7 +94,7 @@ def build_objective(recipe: Recipe, init: Path | None, text_encoder: TextEncoder
     """The model of a recipe, initialised, with the right parts frozen, inside its objective.
 
     ``init``: a model folder whose weights one starts from; without it ``sources.vae`` gives those of the VAE.
-    ``text_encoder``: for the language stage; by default that of ``sources.text``, or MiniLM.
+    ``text_encoder``: for stages that read text; by default that of ``sources.text``, or MiniLM.
     """
     recipe = resolve(recipe)
     sources, weights = recipe.sources, recipe.train.losses
@@ -145,6 +147,10 @@ def assemble(
     of the language model, by default what ``language.lm`` asks for.
     """
     weights, vae = recipe.train.losses, model.vae
+    if recipe.answering is not None and recipe.stage == "answering":
+        answerer = Answerer(recipe.answering.answerer)
+        answerer.take_head(model.text_head)
+        return AnsweringObjective(AnsweringParts(model.requires_grad_(False), answerer), recipe.answering, text())
     if recipe.checkpointing:
         recompute_(block for block in vae.modules() if isinstance(block, BLOCKS))
     if recipe.stage == "vae":

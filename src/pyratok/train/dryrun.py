@@ -17,11 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
 from pyratok.data.captioned import MAX_OBJECTS, CaptionedBatch
+from pyratok.data.questions import Question
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
 from pyratok.model.pyratok import PyraTok
 from pyratok.text.hf_loading import load_frozen, load_text_model, read_config
 from pyratok.text.minilm import minilm_folder
 from pyratok.text.references import FrameFeatures, patch_grid, reference_config
+from pyratok.train.answering import AskedBatch
 from pyratok.train.assembly import assemble, naming, resolve
 from pyratok.train.language import LanguageObjective
 from pyratok.train.objectives import Objective
@@ -40,9 +42,12 @@ PARTS = (
     ("vae.", ""),
     ("text_head.", "text head"),
     ("lapq.", "LaPQ"),
+    ("answerer.head.", "text head"),
+    ("answerer.", "answerer"),
     ("lm.", "language model"),
     ("projector.", "projector"),
 )
+A_QUESTION = Question(text="How many?", options=("one", "two", "three", "four"), answer=0, kind="count")
 Shape = tuple[int, int, int]
 
 
@@ -144,9 +149,9 @@ def frozen_models(recipe: Recipe) -> dict[str, Any]:
     """Pretrained models that a stage looks at, by name, without their weights."""
     sources, losses = recipe.sources, recipe.train.losses
     found: dict[str, Any] = {}
-    if recipe.stage != "language":
+    if not recipe.names_objects:
         return found
-    if recipe.reads_captions:
+    if recipe.reads_captions or recipe.stage == "answering":
         with naming("text"):
             folder = minilm_folder() if sources.text is None else resolve_folder(sources.text)
             found["text encoder"] = load_text_model(folder, outline=True)
@@ -185,15 +190,19 @@ def forward(recipe: Recipe, objective: Objective, shape: Shape, lent: Iterable[T
     videos = torch.zeros(
         recipe.train.batch_size // recipe.train.accumulate, 3, frames, height, width, dtype=torch.uint8
     )
-    batch: Tensor | CaptionedBatch | TokenBatch = videos
-    if recipe.stage == "language":
+    batch: Tensor | CaptionedBatch | TokenBatch | AskedBatch = videos
+    if recipe.names_objects:
         count, strides = len(videos), recipe.model.lapq.strides
         geometry = Geometry(frames=frames, height=height, width=width, strides=strides)
         grids = [geometry.grid(level) for level in range(len(strides))]
         texts: dict[str, Any] = {"captions": ("a caption",) * count, "nouns": (("",) * MAX_OBJECTS,) * count}
         masks = torch.zeros(count, MAX_OBJECTS, *grids[-1])
-        if recipe.stored:
-            levels = tuple(torch.zeros(count, *grid, dtype=torch.int32) for grid in grids)
+        levels = tuple(torch.zeros(count, *grid, dtype=torch.int32) for grid in grids)
+        if recipe.answering is not None and recipe.stage == "answering":
+            asked = (A_QUESTION,) * recipe.answering.questions
+            weights_of = ((1.0,) * len(asked),) * count
+            batch = AskedBatch(levels=levels, questions=(asked,) * count, weights=weights_of, held_out=(False,) * count)
+        elif recipe.stored:
             batch = TokenBatch(levels=levels, masks=masks, **texts)
         else:
             batch = CaptionedBatch(videos=videos, masks=masks, **texts)

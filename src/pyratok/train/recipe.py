@@ -12,6 +12,7 @@ from pyratok.data.buckets import BucketConfig
 from pyratok.data.mixes import DataConfig
 from pyratok.model.pretrained import read_config
 from pyratok.nn.lora import LoRAConfig
+from pyratok.train.answering import AnsweringConfig
 from pyratok.train.language import LanguageConfig
 from pyratok.train.trainer import TrainConfig
 from pyratok.types import Geometry
@@ -46,7 +47,8 @@ class Sources:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A whole run. ``stage``: "vae" trains the continuous VAE, "tokenizer" LaPQ on top of it, "language" both with
-    captions, as ``language`` says.
+    captions, as ``language`` says; "answering" a small network that answers questions from finished tokens, as
+    ``answering`` says.
 
     From the tokenizer stage on ``encoder`` and ``decoder`` say how the halves of the VAE learn: not at all, by adapters
     of shape ``lora``, or in full. The paper's encoder is frozen under adapters, which asks for a VAE that was
@@ -60,7 +62,7 @@ class Recipe:
     """
 
     name: str
-    stage: Literal["vae", "tokenizer", "language"]
+    stage: Literal["vae", "tokenizer", "language", "answering"]
     model: PyraTokConfig
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig
@@ -69,6 +71,7 @@ class Recipe:
     decoder: Literal["frozen", "lora", "full"] = "full"
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
+    answering: AnsweringConfig | None = None
     sources: Sources = field(default_factory=Sources)
     buckets: BucketConfig | None = None
     checkpointing: bool = False
@@ -76,7 +79,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         halves = {self.encoder, self.decoder}
-        if self.stage not in ("vae", "tokenizer", "language") or not halves <= {"frozen", "lora", "full"}:
+        if self.stage not in ("vae", "tokenizer", "language", "answering") or not halves <= {"frozen", "lora", "full"}:
             choices = f"stage {self.stage!r}, encoder {self.encoder!r}, decoder {self.decoder!r}"
             raise ValueError(f"one of {choices} is not one of the documented choices")
         if self.quantizer not in ("frozen", "full"):
@@ -87,11 +90,15 @@ class Recipe:
             raise ValueError("buckets are cut from footage alone; set data.photos, data.sprites and data.scenes to 0")
         if self.stored < 0:
             raise ValueError(f"stored must be a number of clips, 0 or more, got {self.stored}")
-        if self.stored and (self.stage != "language" or not self.is_finished or self.buckets is not None):
+        if self.stored and (not self.names_objects or not self.is_finished or self.buckets is not None):
             raise ValueError(
-                "clips are stored as tokens in the language stage alone, where encoder, quantizer and decoder are "
-                "frozen and no loss needs pixels, and not in buckets; otherwise set stored to 0"
+                "clips are stored as tokens in the stages language and answering alone, where encoder, quantizer and "
+                "decoder are frozen and no loss needs pixels, and not in buckets; otherwise set stored to 0"
             )
+        if self.stage == "answering":
+            if not self.stored or self.answering is None:
+                raise ValueError("the answering stage needs stored, a number of clips, and answering.answerer")
+            self.answering.answerer.require_tokenizer(self.model)
         for frames, height, width in self.shapes:
             shape = Geometry(frames=frames, height=height, width=width, strides=self.model.lapq.strides)
             if shape.padded != (frames, height, width):
@@ -113,6 +120,11 @@ class Recipe:
         losses = self.train.losses
         looks = losses.reconstructs or losses.drift or losses.retention or losses.hierarchical
         return self.encoder == self.quantizer == self.decoder == "frozen" and not looks
+
+    @property
+    def names_objects(self) -> bool:
+        """Are its clips rendered scenes whose objects are known?"""
+        return self.stage in ("language", "answering")
 
     @property
     def reads_captions(self) -> bool:

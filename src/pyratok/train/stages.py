@@ -19,7 +19,7 @@ from pyratok.model.pretrained import CONFIG
 from pyratok.train.assembly import resolve
 from pyratok.train.checkpoint import checkpoint_to_resume, latest_checkpoint
 from pyratok.train.ranks import join_ranks
-from pyratok.train.run import LM, Recipe, run
+from pyratok.train.run import ANSWERER, LM, Recipe, run
 from pyratok.vae.hub import replacing_folder
 
 
@@ -52,7 +52,7 @@ def run_plan(
 ) -> Path:
     """Train every stage; returns the folder of the trained model, ``out/model``.
 
-    The language model of the last stage, where it has one, is copied to ``out/lm``.
+    The language model of the last stage, where it has one, is copied to ``out/lm``, an answerer to ``out/answerer``.
 
     ``resume``: finished stages are left as they are, an unfinished one goes on from its last checkpoint. A stage that
     was asked to stop (SIGTERM, SIGINT) ends the run; its folder then holds the weights so far.
@@ -78,7 +78,7 @@ def run_plan(
     assert model is not None
     with ranks.first_alone():
         if ranks.first:
-            for name in ("model", LM):
+            for name in ("model", LM, ANSWERER):
                 shutil.rmtree(out / name, ignore_errors=True)  # also where an earlier plan had it and this one has not
                 if (model.parent / name).is_dir():
                     with replacing_folder(out / name) as unfinished:
@@ -100,7 +100,7 @@ def _require_media(recipes: Sequence[Recipe], roots: Sequence[str | Path]) -> No
     for recipe in recipes:
         try:
             if recipe.buckets is None:
-                kinds_there(recipe.data, found[recipe.data.exclude], captioned=recipe.stage == "language")
+                kinds_there(recipe.data, found[recipe.data.exclude], captioned=recipe.names_objects)
         except ValueError as error:
             raise ValueError(f"stage {recipe.name}: {error}; or choose among the stages by --stage") from error
 

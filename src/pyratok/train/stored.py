@@ -1,12 +1,14 @@
 """Clips as their tokens, made once and met again and again: what a stage with finished tokens learns from.
 
 ```
-FOLDER/DIGEST/000000.safetensors    the first SHARD clips: ids of every level, masks, captions, nouns
+FOLDER/DIGEST/000000.safetensors    the first SHARD clips: ids of every level, and what is known of each clip
 FOLDER/DIGEST/000001.safetensors    ...
 ```
 
 Rendering and tokenising a clip takes longer than reading its tokens. Shards are whole or not there at all; those that
 are there are not made again. The digest says which model's tokens of which clips they are, so that stages share them.
+
+Of captioned clips caption, nouns and masks are known, of questioned ones (:mod:`pyratok.data.questioned`) questions.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,8 +28,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyratok.data.captioned import CaptionedBatch, CaptionedMix
-from pyratok.data.datasets import batches, to_signed
+from pyratok.data.captioned import CaptionedBatch
+from pyratok.data.datasets import ClipDataset, batches, to_signed
+from pyratok.data.questioned import QuestionedBatch
 from pyratok.files import replacing
 from pyratok.model.pyratok import PyraTok
 from pyratok.quantization.bits import signs_to_ids
@@ -60,6 +63,40 @@ class TokenBatch:
     masks: Tensor
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokenised:
+    """Some clips of a shard: int32 ids ``[n, t, h, w]`` per level, and what is known of each clip, by name."""
+
+    levels: tuple[Tensor, ...]
+    tensors: Mapping[str, Tensor]
+    texts: Mapping[str, list[Any]]
+
+
+class Storable(ClipDataset, Protocol):
+    """Clips of one shape, captioned or questioned; ``nouns`` are all that they may show."""
+
+    frames: int
+    size: int
+    seed: int
+
+    @property
+    def nouns(self) -> tuple[str, ...]: ...
+
+
+class Rounds:
+    """Which of ``count`` things is met i-th: each once a round, every round in another order, by seed and i alone."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._order: tuple[int, np.ndarray] = -1, np.empty(0, np.int64)
+
+    def __getitem__(self, index: int) -> int:
+        turn, place = divmod(index, self.count)
+        if self._order[0] != turn:
+            self._order = turn, np.random.default_rng((self.seed, turn)).permutation(self.count)
+        return int(self._order[1][place])
+
+
 class StoredClips(Dataset[StoredItem]):
     """The clips of some shards, ``length`` of them counted with repetition, every round in another order.
 
@@ -67,14 +104,11 @@ class StoredClips(Dataset[StoredItem]):
     """
 
     def __init__(self, shards: Sequence[Path], nouns: Sequence[str], *, length: int, seed: int = 0) -> None:
-        tensors, texts = zip(*map(_read, shards), strict=True)
-        count = sum(name.startswith("level") for name in tensors[0])
-        self.levels = [torch.cat([part[f"level{level}"] for part in tensors]) for level in range(1, count + 1)]
-        self.masks = torch.cat([part["masks"] for part in tensors])
-        self.captions = [caption for text in texts for caption in text["captions"]]
-        self.shown = [tuple(names) for text in texts for names in text["nouns"]]
-        self.nouns, self.length, self.seed = tuple(nouns), length, seed
-        self._order: tuple[int, np.ndarray] = -1, np.empty(0, np.int64)
+        clips = read_shards(shards)
+        self.levels, self.masks = clips.levels, clips.tensors["masks"]
+        self.captions: list[str] = clips.texts["captions"]
+        self.shown = [tuple(names) for names in clips.texts["nouns"]]
+        self.nouns, self.length, self.rounds = tuple(nouns), length, Rounds(len(self.captions), seed)
 
     def __len__(self) -> int:
         return self.length
@@ -82,10 +116,7 @@ class StoredClips(Dataset[StoredItem]):
     def __getitem__(self, index: int) -> StoredItem:
         if not 0 <= index < self.length:
             raise IndexError(f"clip {index} of {self.length}")
-        turn, place = divmod(index, len(self.captions))
-        if self._order[0] != turn:
-            self._order = turn, np.random.default_rng((self.seed, turn)).permutation(len(self.captions))
-        clip = int(self._order[1][place])
+        clip = self.rounds[index]
         return StoredItem(
             levels=tuple(ids[clip].int() for ids in self.levels),
             caption=self.captions[clip],
@@ -104,7 +135,7 @@ class StoredClips(Dataset[StoredItem]):
 
 def store_clips(
     tokenizer: PyraTok,
-    clips: CaptionedMix,
+    clips: Storable,
     folder: Path,
     settings: Mapping[str, Any],
     *,
@@ -141,30 +172,45 @@ def store_clips(
 
 
 @torch.no_grad()
-def _tokenise(tokenizer: PyraTok, batch: CaptionedBatch) -> TokenBatch:
+def _tokenise(tokenizer: PyraTok, batch: CaptionedBatch | QuestionedBatch) -> Tokenised:
     weight = next(tokenizer.parameters())
     clips = to_signed(batch.videos).to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last_3d)
     levels = tuple(signs_to_ids(signs).cpu() for signs in tokenizer.signs(clips, None))
-    return TokenBatch(levels=levels, captions=batch.captions, nouns=batch.nouns, masks=batch.masks)
+    if isinstance(batch, QuestionedBatch):
+        questions = [[asdict(question) for question in asked] for asked in batch.questions]
+        return Tokenised(levels=levels, tensors={}, texts={"questions": questions})
+    masks = (batch.masks * MASK_STEPS).round().to(torch.uint8)
+    texts: dict[str, list[Any]] = {"captions": list(batch.captions), "nouns": list(batch.nouns)}
+    return Tokenised(levels=levels, tensors={"masks": masks}, texts=texts)
 
 
-def _write(path: Path, parts: Sequence[TokenBatch]) -> None:
-    tensors = {
-        f"level{number}": torch.cat(ids) for number, ids in enumerate(zip(*(p.levels for p in parts), strict=True), 1)
-    }
-    tensors["masks"] = (torch.cat([part.masks for part in parts]) * MASK_STEPS).round().to(torch.uint8)
-    texts = {
-        "captions": [caption for part in parts for caption in part.captions],
-        "nouns": [names for part in parts for names in part.nouns],
-    }
+def _joined(parts: Sequence[Tokenised]) -> Tokenised:
+    return Tokenised(
+        levels=tuple(torch.cat(ids) for ids in zip(*(part.levels for part in parts), strict=True)),
+        tensors={name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
+        texts={name: [told for part in parts for told in part.texts[name]] for name in parts[0].texts},
+    )
+
+
+def _write(path: Path, parts: Sequence[Tokenised]) -> None:
+    clips = _joined(parts)
+    tensors = {f"level{number}": ids for number, ids in enumerate(clips.levels, start=1)} | dict(clips.tensors)
     with replacing(path) as unfinished:
-        save_file(tensors, unfinished, {"texts": json.dumps(texts)})
+        save_file(tensors, unfinished, {"texts": json.dumps(clips.texts)})
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_shards(shards: Sequence[Path]) -> Tokenised:
+    """The clips of all shards, in order."""
+    return _joined([_read(path) for path in shards])
+
+
+def _read(path: Path) -> Tokenised:
     with safe_open(path, framework="pt") as file:
-        texts: dict[str, Any] = json.loads(file.metadata()["texts"])
-    return load_file(path), texts
+        texts: dict[str, list[Any]] = json.loads(file.metadata()["texts"])
+    tensors = load_file(path)
+    count = sum(name.startswith("level") for name in tensors)
+    levels = tuple(tensors.pop(f"level{number}") for number in range(1, count + 1))
+    return Tokenised(levels=levels, tensors=tensors, texts=texts)
 
 
 def _is_whole(path: Path) -> bool:

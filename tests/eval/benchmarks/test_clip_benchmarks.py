@@ -153,7 +153,7 @@ def test_a_candidate_that_is_there_twice_is_one_choice(tmp_path: Path) -> None:
 
 def test_readers_need_their_files(tmp_path: Path) -> None:
     data = mvbench(tmp_path / "data")
-    with pytest.raises(ValueError, match="reader is one of similarity, tokens, language"):
+    with pytest.raises(ValueError, match="reader is one of similarity, answerer, tokens, language"):
         build("mvbench", data, Options(settings={"reader": "gpt"}))
     benchmark = build("mvbench", data, Options(settings={"reader": "tokens"}))
     with pytest.raises(ValueError, match="reader=tokens needs its files: --network reader=DIR"):

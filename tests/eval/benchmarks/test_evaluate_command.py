@@ -76,3 +76,14 @@ def test_check_says_what_is_there(images: Path, capsys: pytest.CaptureFixture[st
     assert "items found" in said
     assert not (tmp_path / "evaluation-coco").exists()
     assert app.run(["evaluate", "coco", "--data", str(images), "--check"]) == 2
+
+
+def test_compression_draws_its_curves(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    save_video(moving_video(2, 48, 64), tmp_path / "clips" / "a.mp4", fps=12.0)
+    crfs = ["--set", "x264_crf=[20, 40]", "--set", "x265_crf=[]", "--set", "svtav1_crf=[]"]
+    command = ["evaluate", "compression", "--data", str(tmp_path / "clips"), "--set", "size=48", *crfs]
+    assert app.run(command) == 0
+    drawn = (tmp_path / "evaluation-compression" / "curves.svg").read_text()
+    assert drawn.count("<polyline") == 4
+    assert "x264" in drawn

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fakes import FakeTokenizer, moving_video
 from pyratok.codec.container import save_tokens
 from pyratok.data.video_io import load_video, save_video
-from pyratok.eval.benchmarks.compression import file_bits
+from pyratok.eval.benchmarks.compression import CodedItem, file_bits
 from pyratok.eval.benchmarks.networks import I3D, ClipImages, sha256_of
 from pyratok.eval.benchmarks.registry import Options, build
 from pyratok.eval.runner import run_benchmark
@@ -124,16 +124,50 @@ def test_networks_are_named_and_never_guessed(tmp_path: Path, i3d: Path) -> None
 def test_compression(tmp_path: Path) -> None:
     save(tmp_path / "data" / "videoSRC01.mp4", size=(64, 96))
     save(tmp_path / "data" / "videoSRC02.mp4", size=(64, 96), seed=1)
-    options = Options(settings={"size": "64", "frames": "5", "x265_crf": "[20, 28, 36, 44]"})
+    crfs = {"x264_crf": [20, 36], "x265_crf": [20, 28, 36, 44], "svtav1_crf": [30, 50]}
+    options = Options(settings={"size": "64", "frames": "5"} | {name: str(points) for name, points in crfs.items()})
     record = run_benchmark(build("compression", tmp_path / "data", options), model, tmp_path / "out")
     curves = record.scores.details["curves"]
     assert [point["levels"] for point in curves["pyra"]] == [1, 2, 3]
-    assert [point["crf"] for point in curves["x265"]] == [20, 28, 36, 44]
-    rates = [point["bits_per_pixel"] for point in curves["x265"]]
-    assert rates == sorted(rates, reverse=True)
+    for codec in ("x264", "x265", "svtav1"):
+        assert [point["crf"] for point in curves[codec]] == crfs[f"{codec}_crf"]
+        for name in ("bits_per_pixel", "psnr", "ssim"):
+            values = [point[name] for point in curves[codec]]
+            assert values == sorted(values, reverse=True)
+        # Three levels are too few points for a Bjontegaard delta.
+        for suffix in ("", "_by_ssim"):
+            assert "at least 4 points" in record.scores.details[f"no_bd_rate_to_{codec}{suffix}"]
     assert record.scores.values["bits_per_pixel"] == curves["pyra"][-1]["bits_per_pixel"]
-    # Three levels are too few points for a Bjontegaard delta.
-    assert "at least 4 points" in record.scores.details["no_bd_rate_to_x265"]
+
+
+def points(rates: list[float], psnr: list[float]) -> list[dict[str, float]]:
+    return [{"bits_per_pixel": r, "psnr": p, "ssim": p / 50} for r, p in zip(rates, psnr, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore:the curves share only")
+def test_a_codec_that_needs_half_the_bits_has_a_bd_rate_of_100_percent(tmp_path: Path) -> None:
+    """In PSNR and in SSIM alike; and against itself none."""
+    rates, quality = [0.1, 0.2, 0.3, 0.4], [30.0, 33.0, 35.0, 36.0]
+    curves = {"pyra": points(rates, quality), "x264": points([r / 2 for r in rates], quality)}
+    curves["x265"] = curves["pyra"]
+    benchmark = build("compression", tmp_path)
+    item = CodedItem(key="a", path=tmp_path)
+    values = benchmark.score([(item, {"curves": curves})]).values
+    assert values["bd_rate_percent_to_x264"] == pytest.approx(100)
+    assert values["bd_rate_percent_to_x264_by_ssim"] == pytest.approx(100)
+    assert values["bd_rate_percent_to_x265"] == pytest.approx(0)
+    assert values["bd_psnr_to_x265"] == pytest.approx(0)
+    assert values["bd_psnr_to_x264"] < 0
+
+
+def test_compression_without_an_encoder_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "data" / "videoSRC01.mp4", size=(64, 96))
+    monkeypatch.setattr("av.codecs_available", {"libx264", "libx265"})
+    with pytest.raises(ValueError, match=r"has no libsvtav1.*without its curve: --set svtav1_crf=\[\]"):
+        run_benchmark(build("compression", tmp_path / "data"), model, tmp_path / "out")
+    few = {"size": "64", "frames": "2", "x264_crf": "[]", "x265_crf": "[30]", "svtav1_crf": "[]"}
+    record = run_benchmark(build("compression", tmp_path / "data", Options(settings=few)), model, tmp_path / "x265")
+    assert set(record.scores.details["curves"]) == {"pyra", "x265"}
 
 
 def test_rates_count_the_whole_file(tmp_path: Path) -> None:

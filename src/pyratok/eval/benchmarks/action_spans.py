@@ -34,7 +34,7 @@ from pyratok.metrics.localization import (
     TrueSpan,
     localization_ap,
 )
-from pyratok.tasks.localization import THRESHOLD, WINDOW, localize
+from pyratok.tasks.localization import FLOOR, THRESHOLD, WINDOW, localize
 
 if TYPE_CHECKING:
     from pyratok.model.base import VideoTokenizer
@@ -59,8 +59,10 @@ class ActionSpanProtocol(BenchmarkProtocol):
     fps: float
     size: int = 128
     prompt: str = "{}"
+    level: int = 0
     window: int = WINDOW
     threshold: float = THRESHOLD
+    floor: float = FLOOR
     most: int = 100
     splits: int = 10
     seed: int = 0
@@ -123,8 +125,10 @@ class ActionSpans(Benchmark[SpanItem]):
                 model,
                 tokens,
                 list(queries),
+                level=protocol.level,
                 window=protocol.window,
                 threshold=protocol.threshold,
+                floor=protocol.floor,
                 most=protocol.most,
             )
             spans = [[queries[span.query], float(span.start), float(span.end), float(span.score)] for span in found]

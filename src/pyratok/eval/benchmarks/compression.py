@@ -1,4 +1,4 @@
-"""Compression: what token files cost and how they look, beside x265 on the same clips.
+"""Compression: what token files cost and how they look, beside x264, x265 and SVT-AV1 on the same clips.
 
 A rate is the bits of the real file, header, checksums and padding included, over the pixels of the true video.
 
@@ -19,7 +19,7 @@ from pyratok.codec.container import save_tokens
 from pyratok.data.video_io import FALLBACK_FPS, from_uint8, load_video, to_uint8
 from pyratok.eval.benchmarks.contract import Answer, Benchmark, BenchmarkProtocol, Item, Loaded, Scores
 from pyratok.eval.reconstruction import find_clips
-from pyratok.metrics.codecs import encode_x265
+from pyratok.metrics.codecs import CODECS, Codec, encode
 from pyratok.metrics.ratedistortion import bd_psnr, bd_rate
 from pyratok.metrics.reconstruction import psnr, ssim
 from pyratok.types import TokenPyramid
@@ -32,16 +32,28 @@ if TYPE_CHECKING:
 class CompressionProtocol(BenchmarkProtocol):
     """Short side ``size`` (360: 640x360 of MCL-JCV; 0: native), the first ``frames`` frames at the native rate.
 
-    A point per level prefix; ``x265_crf``: the points of its curve.
+    A point per level prefix; ``x264_crf``, ``x265_crf``, ``svtav1_crf``: the points of their curves, none where empty.
     """
 
     benchmark: str = "compression"
     size: int = 360
     frames: int = 33
+    x264_crf: tuple[int, ...] = (19, 23, 27, 31, 35, 39)
     x265_crf: tuple[int, ...] = (19, 23, 27, 31, 35, 39)
-    x265: str = "medium, tune zerolatency, keyint 12, yuv420p"
-    rate: str = "bits of the .pyra file, or of the Annex B stream, over T * H * W of the true video"
-    curve: str = "means over clips of rate and of PSNR; BD-rate by Akima's interpolation over the shared PSNR"
+    svtav1_crf: tuple[int, ...] = (20, 28, 36, 44, 52, 60)
+    x264: str = CODECS["x264"].settings
+    x265: str = CODECS["x265"].settings
+    svtav1: str = CODECS["svtav1"].settings
+    rate: str = "bits of the .pyra file, or of the bare byte stream, over T * H * W of the true video"
+    curve: str = (
+        "means over clips of rate, of PSNR and of SSIM; BD-rate by Akima's interpolation over the shared PSNR, or SSIM"
+    )
+
+    @property
+    def points(self) -> dict[Codec, tuple[int, ...]]:
+        """The CRFs at which each codec encodes, of those that take part."""
+        crfs = {codec: getattr(self, f"{name}_crf") for name, codec in CODECS.items()}
+        return {codec: points for codec, points in crfs.items() if points}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,23 +75,30 @@ class Compression(Benchmark[CodedItem]):
         return Loaded(items=items, counts={"clips": len(items)})
 
     def run(self, model: VideoTokenizer) -> Callable[[CodedItem], Answer]:
-        protocol = self.protocol
+        protocol, codecs = self.protocol, self.protocol.points
+        for codec in codecs:
+            try:
+                codec.check()
+            except ValueError as error:
+                raise ValueError(f"{error}; without its curve: --set {codec.name}_crf=[]") from None
 
         def answer(item: CodedItem) -> Answer:
             video = load_video(item.path, size=protocol.size or None, frames=protocol.frames)
             target, frames = video.plain(), to_uint8(video)
             pixels = math.prod(target.shape[2:])
             tokens = model.encode(video)
-            pyra = []
+            curves: dict[str, list[dict[str, float]]] = {"pyra": []}
             for levels in range(1, len(tokens.levels) + 1):
                 prefix = tokens.prefix(levels)
                 back = model.decode(prefix).plain().to(target.device)
-                pyra.append({"levels": levels} | _point(file_bits(prefix) / pixels, back, target))
-            x265 = []
-            for crf in protocol.x265_crf:
-                data, decoded = encode_x265(frames, video.fps or FALLBACK_FPS, crf)
-                x265.append({"crf": crf} | _point(8 * len(data) / pixels, from_uint8(decoded), target))
-            return {"frames": target.shape[2], "size": list(target.shape[3:]), "curves": {"pyra": pyra, "x265": x265}}
+                curves["pyra"].append({"levels": levels} | _point(file_bits(prefix) / pixels, back, target))
+            for codec, crfs in codecs.items():
+                curves[codec.name] = []
+                for crf in crfs:
+                    data, decoded = encode(codec, frames, video.fps or FALLBACK_FPS, crf)
+                    point = _point(8 * len(data) / pixels, from_uint8(decoded), target)
+                    curves[codec.name].append({"crf": crf} | point)
+            return {"frames": target.shape[2], "size": list(target.shape[3:]), "curves": curves}
 
         return answer
 
@@ -93,13 +112,15 @@ class Compression(Benchmark[CodedItem]):
         }
         values = {name: curves["pyra"][-1][name] for name in ("bits_per_pixel", "psnr", "ssim")}
         details: dict[str, Any] = {"curves": curves}
-        lines = {codec: [(p["bits_per_pixel"], p["psnr"]) for p in points] for codec, points in curves.items()}
-        for codec in curves.keys() - {"pyra"}:
-            try:
-                values[f"bd_rate_percent_to_{codec}"] = bd_rate(lines[codec], lines["pyra"])
-                values[f"bd_psnr_to_{codec}"] = bd_psnr(lines[codec], lines["pyra"])
-            except ValueError as error:  # curves that have too few points, or do not meet
-                details[f"no_bd_rate_to_{codec}"] = str(error)
+        for codec in [name for name in curves if name != "pyra"]:
+            for quality, suffix in (("psnr", ""), ("ssim", "_by_ssim")):
+                anchor, ours = ([(p["bits_per_pixel"], p[quality]) for p in curves[name]] for name in (codec, "pyra"))
+                try:
+                    values[f"bd_rate_percent_to_{codec}{suffix}"] = bd_rate(anchor, ours)
+                    if quality == "psnr":
+                        values[f"bd_psnr_to_{codec}"] = bd_psnr(anchor, ours)
+                except ValueError as error:  # curves that have too few points, or do not meet
+                    details[f"no_bd_rate_to_{codec}{suffix}"] = str(error)
         return Scores(values=values, details=details)
 
 

@@ -53,7 +53,7 @@ TASKS = {
 """Every task and where its videos lie."""
 ITEMS_PER_TASK = 200
 PICTURES_FPS = 3.0
-READERS = ("similarity", "tokens", "language")
+READERS = ("similarity", "answerer", "tokens", "language")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +94,8 @@ class QuestionItem(Item):
 
 @dataclass(frozen=True, kw_only=True)
 class MVBench(Benchmark[QuestionItem]):
-    """``reader``: the folder of a language model over tokens ("tokens"), or one with ``language_model`` and
-    ``projector`` in it ("language")."""
+    """``reader``: the folder of an answerer ("answerer") or of a language model over tokens ("tokens"), or one with
+    ``language_model`` and ``projector`` in it ("language")."""
 
     protocol: MVBenchProtocol
     reader: Path | None = None
@@ -170,12 +170,14 @@ class MVBench(Benchmark[QuestionItem]):
 
 def make_reader(kind: str, folder: Path | None, model: VideoTokenizer) -> Reader:
     """One of :data:`READERS` for the tokens of a model. Raises ValueError where its files are wanting."""
-    from pyratok.tasks.qa import LanguageModelReader, SimilarityReader, TokenLMReader
+    from pyratok.tasks.qa import AnswererReader, LanguageModelReader, SimilarityReader, TokenLMReader
 
     if kind == "similarity":
         return SimilarityReader()
     if folder is None:
         raise ValueError(f"reader={kind} needs its files: --network reader=DIR")
+    if kind == "answerer":
+        return AnswererReader.load(folder, model.model_id)
     if kind == "tokens":
         return TokenLMReader.load(folder, model.model_id)
     return LanguageModelReader.load(folder / "language_model", folder / "projector", model.model_id)

@@ -89,7 +89,9 @@ LPIPS = {"lpips": "torchvision's AlexNet, alexnet-owt-7be5be79.pth from download
 I3D = {
     "i3d": "the I3D TorchScript of StyleGAN-V, i3d_torchscript.pt (link in its src/metrics/frechet_video_distance.py)"
 }
-READER = {"reader": "a language model over this model's tokens, for --set reader=tokens or reader=language"}
+READER = {
+    "reader": "what was trained to answer from this model's tokens, for --set reader=answerer, =tokens or =language"
+}
 CLIP = {"clip": "OpenAI's CLIP ViT-B/32, ViT-B-32.pt (link in clip/clip.py of github.com/openai/CLIP)"}
 
 

@@ -6,6 +6,7 @@ showed or named (unseen). Beside the tokens stand baselines that see the same pi
 - random: cells of the last level dealt out among the words; a span anywhere; any option
 - centre: a box of half the frame's side; the middle half of the clip
 - saliency: what differs from the frame's mean colour; runs of much change between frames
+- any shot, whole clip (localization): one of the shots, as if the cuts were known; all of it
 - colour: pixels with the colour of the most salient one
 - blind (questions): the same reader before a grey clip, which is what its language alone guesses
 
@@ -15,7 +16,7 @@ The benchmark is ours.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -40,7 +41,7 @@ from pyratok.eval.language import to_video
 from pyratok.metrics.localization import THUMOS14_TIOUS, ScoredSpan, TrueSpan, localization_ap
 from pyratok.metrics.segmentation import Tube, jaccard
 from pyratok.tasks.crf import CRFConfig
-from pyratok.tasks.localization import THRESHOLD, find_runs, localize
+from pyratok.tasks.localization import FLOOR, THRESHOLD, find_runs, localize
 from pyratok.tasks.segmentation import BACKGROUND, segment
 from pyratok.types import Stride, Video
 
@@ -49,12 +50,6 @@ if TYPE_CHECKING:
 
 SPLITS = ("seen", "unseen")
 PARTS = ("segmentation", "localization", "questions")
-PASSING_VERBS = (
-    "appears",
-    "disappears",
-    *(f"{verb} {side}" for verb in ("enters from the", "leaves to the") for side in ("left", "right", "top", "bottom")),
-)
-"""After or before these an object is not in the picture."""
 MIN_SEEN = 0.005
 """Share of the frame that an object covers where it counts as there."""
 
@@ -63,29 +58,34 @@ Masks = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class RenderedProtocol(BenchmarkProtocol):
-    """``clips`` per part and kind of nouns, of ``frames x size x size`` at ``fps``; sizes of objects in parts of the
-    frame's side; ``window``, ``threshold``, ``most`` as in localization; ``material``: digest of sprites and photos."""
+    """``clips`` per part and kind of nouns, of ``frames x size x size`` at ``fps``; where something is to be found in
+    time, of ``shots`` cut together, of ``shot_frames`` each; sizes of objects in parts of the frame's side;
+    ``window``, ``threshold``, ``floor``, ``most`` as in localization; ``material``: digest of sprites and photos.
+    """
 
     benchmark: str = "rendered"
     clips: int = 60
     frames: int = 33
     size: int = 128
     fps: float = 12.0
+    shots: tuple[int, int] = (3, 5)
+    shot_frames: tuple[int, int] = (17, 33)
     objects: tuple[int, int] = (2, 3)
     small: tuple[float, float] = (0.3, 0.5)
     large: tuple[float, float] = (0.4, 0.7)
     level: str = "-1"
     background: float = BACKGROUND
     crf: CRFConfig = field(default_factory=CRFConfig)
-    window: int = 5
+    window: int = 12
     threshold: float = THRESHOLD
+    floor: float = FLOOR
     most: int = 3
     reader: str = "similarity"
     reader_digest: str = ""
     seed: int = 1
     material: str = ""
     jaccard: str = "mask of a noun against its object, per frame, both empty is 1; mean over frames, then objects"
-    localization: str = "when an object is there, asked by its noun; average mAP at tIoU 0.3:0.1:0.7 over all queries"
+    localization: str = "when an object of one shot is there, by its noun; average mAP at tIoU 0.3:0.1:0.7, all queries"
 
     def __post_init__(self) -> None:
         if self.reader not in READERS:
@@ -103,7 +103,7 @@ class ClipItem(Item):
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered(Benchmark[ClipItem]):
-    """``reader``: files of the language model that answers questions, if it has any."""
+    """``reader``: files of what answers questions, if it has any."""
 
     protocol: RenderedProtocol
     reader: Path | None = None
@@ -192,29 +192,34 @@ class Rendered(Benchmark[ClipItem]):
         settings: dict[str, Any] = {
             "window": protocol.window,
             "threshold": protocol.threshold,
+            "floor": protocol.floor,
             "most": protocol.most,
         }
-        scenes = self._scenes(objects=protocol.objects, sizes=protocol.large, verbs=PASSING_VERBS)
+        scenes = self._scenes(objects=(1, 2), sizes=protocol.large)
 
         def answer(item: ClipItem, rng: np.random.Generator) -> Answer:
-            clip, video = self._clip(scenes[item.nouns], rng)
-            truths = {truth.noun: span for truth in clip.objects if (span := presence(truth)) is not None}
-            length = protocol.frames / protocol.fps
-            spans: dict[str, list[Any]] = {"tokens": [], "random": [], "centre": [], "saliency": []}
+            shots, cuts, truths = self._film(scenes[item.nouns], rng)
+            film = np.concatenate([shot.video for shot in shots])
+            spans: dict[str, list[Any]] = {
+                name: [] for name in ("tokens", "random", "any shot", "whole clip", "centre", "saliency")
+            }
             if truths:
+                video = Video(torch.cat([to_video([shot]) for shot in shots], dim=2), protocol.fps)
                 for noun, start, end, score in localize(model, model.encode(video), list(truths), **settings):
                     spans["tokens"].append([noun, start, end, score])
-            change = np.abs(np.diff(clip.video.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))
+            change = np.abs(np.diff(film.astype(np.float64), axis=0)).mean(axis=(1, 2, 3))
             runs = find_runs(np.concatenate([change[:1], change]), **settings)
+            length, seconds = len(film) / protocol.fps, [frame / protocol.fps for frame in cuts]
             for noun in truths:
-                first, last = sorted(rng.uniform(0, length, 2).tolist())
-                spans["random"].append([noun, first, last, rng.random()])
+                spans["random"].append([noun, *sorted(rng.uniform(0, length, 2).tolist()), rng.random()])
+                any_shot = int(rng.integers(len(shots)))
+                spans["any shot"].append([noun, *seconds[any_shot : any_shot + 2], rng.random()])
+                spans["whole clip"].append([noun, 0.0, length, 1.0])
                 spans["centre"].append([noun, length / 4, 3 * length / 4, 1.0])
                 spans["saliency"] += [
                     [noun, run.first / protocol.fps, run.end / protocol.fps, run.score] for run in runs
                 ]
-            seconds = {noun: [frame / protocol.fps for frame in span] for noun, span in truths.items()}
-            return {"truths": seconds, "spans": spans}
+            return {"truths": {n: [f / protocol.fps for f in span] for n, span in truths.items()}, "spans": spans}
 
         return answer
 
@@ -253,6 +258,23 @@ class Rendered(Benchmark[ClipItem]):
     def _clip(self, scenes: CaptionedScenes, rng: np.random.Generator) -> tuple[CaptionedClip, Video]:
         clip = scenes.sample_captioned(rng, self.protocol.frames, self.protocol.size)
         return clip, Video(to_video([clip]), self.protocol.fps)
+
+    def _film(
+        self, scenes: CaptionedScenes, rng: np.random.Generator
+    ) -> tuple[list[CaptionedClip], list[int], dict[str, tuple[int, int]]]:
+        """Shots, the frames between which each lies, and those ``[first, end)`` where the objects of one shot are."""
+        protocol = self.protocol
+        lengths = rng.integers(*protocol.shot_frames, size=rng.integers(*protocol.shots, endpoint=True), endpoint=True)
+        shots = [scenes.sample_captioned(rng, int(length), protocol.size) for length in lengths]
+        cuts = [0, *np.cumsum(lengths).tolist()]
+        told = Counter(truth.noun for shot in shots for truth in shot.objects)
+        truths = {
+            truth.noun: (begin + span[0], begin + span[1])
+            for begin, shot in zip(cuts, shots, strict=False)
+            for truth in shot.objects
+            if told[truth.noun] == 1 and (span := presence(truth)) is not None
+        }
+        return shots, cuts, truths
 
 
 def with_material(benchmark: Rendered, networks: Mapping[str, Path]) -> Rendered:

@@ -1,0 +1,398 @@
+"""generate, continue and inpaint with a tiny tokenizer and tiny priors on disk, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fakes import moving_video
+from pyratok.cli import common
+from pyratok.codec.container import load_tokens
+from pyratok.data.video_io import load_video, probe, save_video
+from pyratok.model.pyratok import PyraTok
+from pyratok.tasks.generation.autoregressive import ARPrior
+from pyratok.tasks.generation.clips import continue_clip, fit_clip, generate_clip, inpaint_clip, load_region
+from pyratok.tasks.generation.config import PriorConfig
+from pyratok.tasks.generation.files import load_prior, save_prior
+from pyratok.tasks.generation.generate import build_prior
+from pyratok.tasks.generation.prior import Prior
+from pyratok.tasks.generation.prompts import save_words
+from pyratok.types import ModelId, Video
+from tiny import LAPQ, StubText, tiny_pyratok
+
+Command = Callable[..., int]
+KINDS: dict[str, dict[str, Any]] = {"ar": {"order": "time"}, "scale": {}, "masked": {}}
+WORDS = ("a", "red", "ball")
+READ = ARPrior.read
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch: pytest.MonkeyPatch) -> PyraTok:
+    """In place of the tokenizer of the other commands' tests: one that reads captions."""
+    tokenizer = tiny_pyratok()
+    tokenizer.text_encoder = StubText()
+    monkeypatch.setattr(common, "load_model", lambda name_or_path: tokenizer)
+    return tokenizer
+
+
+def prior_of(model: PyraTok, kind: str = "ar", **changes: Any) -> Prior:
+    torch.manual_seed(0)
+    shape = PriorConfig(
+        kind="ar",
+        tokenizer=model.model_id,
+        strides=LAPQ.strides,
+        frames=9,
+        height=16,
+        width=16,
+        text_dim=LAPQ.text_dim,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+    )
+    prior = build_prior(replace(shape, **{"kind": kind, **KINDS[kind], **changes}))
+    for weight in prior.parameters():
+        if weight.ndim > 1:  # far enough from 0 to tell inputs apart
+            torch.nn.init.normal_(weight, std=0.4)
+    return prior.eval()
+
+
+@pytest.fixture
+def prior(model: PyraTok, tmp_path: Path) -> Path:
+    folder = tmp_path / "prior"
+    save_prior(prior_of(model), folder)
+    save_words(folder, WORDS)
+    return folder
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """Five frames of the size that the priors know."""
+    path = tmp_path / "small.mp4"
+    save_video(moving_video(frames=5, height=16, width=16), path)
+    return path
+
+
+def numbers(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+class TestGenerate:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_video_and_its_tokens(self, kind: str, model: PyraTok, tmp_path: Path, pyratok: Command) -> None:
+        folder = tmp_path / kind
+        save_prior(prior_of(model, kind), folder)
+        options = ["--prior", folder, "--seed", 3, "--guidance", 2, "--steps", 2, "--fps", 10]
+        assert pyratok("generate", "a red ball", "-o", tmp_path / "x.mp4", *options, "--json", tmp_path / "x.json") == 0
+        info = probe(tmp_path / "x.mp4")
+        assert (info.frames, info.height, info.width, info.fps) == (9, 16, 16, 10)
+        said = numbers(tmp_path / "x.json")
+        assert (said["prompt"], said["seed"], said["prior"]["kind"]) == ("a red ball", 3, kind)
+        assert pyratok("generate", "a red ball", "-o", tmp_path / "x.pyra", *options) == 0
+        loaded = load_prior(folder, model.model_id)
+        wanted = generate_clip(model, loaded, "a red ball", seed=3, guidance=2.0, steps=2, fps=10.0)
+        assert load_tokens(tmp_path / "x.pyra") == wanted
+        assert wanted != generate_clip(model, loaded, "a star", seed=3, guidance=2.0, steps=2, fps=10.0)
+
+    def test_sizes_seeds_and_settings_by_level(
+        self, model: PyraTok, prior: Path, tmp_path: Path, pyratok: Command
+    ) -> None:
+        command = ["generate", "-o", tmp_path / "x.pyra", "--prior", prior, "--frames", 5, "--size", "8x16"]
+        assert pyratok(*command, "--count", 2, "--seed", 4, "--temperature", "0.5,1,1,1", "--top-k", 9) == 0
+        first, second = (load_tokens(tmp_path / f"x-{number}.pyra") for number in (1, 2))
+        geometry = first.geometry
+        assert (geometry.frames, geometry.height, geometry.width) == (5, 8, 16)
+        assert first != second
+        assert pyratok(*command, "--seed", 5, "--temperature", "0.5,1,1,1", "--top-k", 9) == 0
+        assert load_tokens(tmp_path / "x.pyra") == second
+
+    def test_an_image(self, prior: Path, tmp_path: Path, pyratok: Command) -> None:
+        command = ["generate", "a ball", "--prior", prior, "--frames", 1, "-o"]
+        assert pyratok(*command, tmp_path / "x.png") == 0
+        assert probe(tmp_path / "x.png").is_image
+        assert pyratok(*command, tmp_path / "x.mp4") == 2
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["  "], "the prompt is empty"),
+            (["--seed", -1], "--seed"),
+            (["--frames", 17], "clips of up to 9 frames of 16x16, asked for 17 frames of 16x16"),
+            (["--size", 64], "clips of up to 9 frames of 16x16, asked for 9 frames of 64x64"),
+            (["--size", "64x"], "height x width as in 48x64"),
+            (["--temperature", "hot"], "--temperature is a number"),
+            (["--temperature", "1,1"], "one for each of 4 levels"),
+            (["--top-p", 0], "top_p is out of range"),
+            (["--guidance", -1], "guidance must be a number of at least 0"),
+            (["--prior", "nowhere"], "no such folder"),
+            (["-o", "x.txt"], "cannot write .txt"),
+        ],
+    )
+    def test_refused(
+        self,
+        options: list[Any],
+        message: str,
+        prior: Path,
+        tmp_path: Path,
+        pyratok: Command,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert pyratok("generate", "-o", tmp_path / "x.mp4", "--prior", prior, *options) == 2
+        assert message in capsys.readouterr().err
+        assert not list(tmp_path.glob("x*"))
+
+    def test_a_prior_of_another_tokenizer(
+        self, model: PyraTok, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        save_prior(prior_of(model, tokenizer=ModelId(name="other", fingerprint="f" * 16)), tmp_path / "prior")
+        assert pyratok("generate", "a ball", "-o", tmp_path / "x.mp4", "--prior", tmp_path / "prior") == 2
+        error = capsys.readouterr().err
+        assert "learned the tokens of other" in error
+        assert str(model.model_id) in error
+
+    def test_captions_of_another_width(
+        self, model: PyraTok, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        save_prior(prior_of(model, text_dim=1), tmp_path / "prior")
+        command = ["-o", tmp_path / "x.pyra", "--prior", tmp_path / "prior"]
+        assert pyratok("generate", "a ball", *command) == 2
+        assert "learned captions of width 1, the text encoder of the model gives 12" in capsys.readouterr().err
+        assert pyratok("generate", *command) == 0
+
+    def test_long_prompts_and_new_words_are_warned_of(
+        self, prior: Path, tmp_path: Path, pyratok: Command, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        """The encoder reads 32 letters."""
+        for prompt, warning in [
+            ("A red ball", None),
+            ("a " * 14 + "ball", None),
+            ("a " * 15 + "ball", "the prompt is cut: no more is read than its first 32 tokens"),
+            ("Ein roter Ball", "no caption that this prior was trained on has ein, roter"),
+        ]:
+            recwarn.clear()
+            assert pyratok("generate", prompt, "-o", tmp_path / "x.pyra", "--prior", prior) == 0
+            assert [str(one.message) for one in recwarn] == ([] if warning is None else [warning])
+
+    @pytest.mark.parametrize(("reads", "frames"), [(25, 1), (45, 5), (5, 0)])
+    @pytest.mark.parametrize("suffix", [".pyra", ".mp4"])
+    def test_what_is_final_is_kept_when_interrupted(
+        self,
+        reads: int,
+        frames: int,
+        suffix: str,
+        model: PyraTok,
+        prior: Path,
+        tmp_path: Path,
+        pyratok: Command,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """5 words are sampled for the first frame, 24 for each of the two steps behind it."""
+        whole = generate_clip(model, load_prior(prior), "a ball")
+        interrupt_after(reads, monkeypatch)
+        output = tmp_path / f"x{suffix}"
+        assert pyratok("generate", "a ball", "-o", output, "--prior", prior) == 130
+        error = capsys.readouterr().err
+        assert output.exists() == bool(frames)
+        assert (f"the first {frames} frames, which were final" in error) == bool(frames)
+        if frames and suffix == ".pyra":
+            assert load_tokens(output) == whole.time_slice(0, 1 + (frames - 1) // 4)
+        elif frames:
+            assert probe(output).frames == frames
+
+
+def interrupt_after(reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C when the prior is asked once more."""
+    asked = [0]
+
+    def counted(self: ARPrior, *arguments: Any) -> Any:
+        asked[0] += 1
+        if asked[0] > reads:
+            raise KeyboardInterrupt
+        return READ(self, *arguments)
+
+    monkeypatch.setattr(ARPrior, "read", counted)
+
+
+class TestContinue:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_goes_on_behind_what_is_given(
+        self, kind: str, model: PyraTok, small: Path, tmp_path: Path, pyratok: Command
+    ) -> None:
+        folder = tmp_path / kind
+        save_prior(prior_of(model, kind), folder)
+        command = ["continue", small, "--prior", folder, "--caption", "a ball", "--steps", 2]
+        assert pyratok(*command, "-o", tmp_path / "x.pyra", "--json", tmp_path / "x.json") == 0
+        found, begun = load_tokens(tmp_path / "x.pyra"), model.encode(load_video(small))
+        assert (found.geometry.frames, found.geometry.fps) == (9, 12.0)
+        assert found.time_slice(0, 2) == begun
+        assert numbers(tmp_path / "x.json")["given"] == 5
+        loaded = load_prior(folder)
+        wanted = continue_clip(model, loaded, load_video(small), caption="a ball", steps=2)
+        assert found == wanted
+        assert pyratok(*command, "-o", tmp_path / "x.mp4", "--given", 4, "--json", tmp_path / "y.json") == 0
+        assert probe(tmp_path / "x.mp4").frames == 9
+        assert numbers(tmp_path / "y.json")["given"] == 1
+
+    def test_a_larger_video_is_scaled_and_cut(self, model: PyraTok, prior: Path, clip: Path, tmp_path: Path) -> None:
+        config = load_prior(prior).config
+        found = fit_clip(clip, config, 5)
+        assert found.shape == (1, 3, 5, 16, 16)
+        assert torch.equal(found, load_video(clip, size=16, crop=16, frames=5))
+        tall = fit_clip(clip, replace(config, height=48, width=16), 5)
+        assert torch.equal(tall, load_video(clip, crop=(48, 16), frames=5))
+        wide = fit_clip(clip, replace(config, height=16, width=64), 5)
+        assert torch.equal(wide, load_video(clip, crop=(16, 64), frames=5))
+
+    def test_an_image_begins_a_video(self, prior: Path, image: Path, tmp_path: Path, pyratok: Command) -> None:
+        assert pyratok("continue", image, "-o", tmp_path / "x.mp4", "--prior", prior, "--frames", 5) == 0
+        assert (probe(tmp_path / "x.mp4").frames, probe(tmp_path / "x.mp4").fps) == (5, 25)
+
+    def test_interrupted(
+        self,
+        prior: Path,
+        small: Path,
+        tmp_path: Path,
+        pyratok: Command,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        """What was given is nothing new: that alone is not written."""
+        interrupt_after(10, monkeypatch)
+        assert pyratok("continue", small, "-o", tmp_path / "x.mp4", "--prior", prior) == 130
+        assert not (tmp_path / "x.mp4").exists()
+        interrupt_after(30, monkeypatch)
+        assert pyratok("continue", small, "-o", tmp_path / "y.mp4", "--prior", prior, "--given", 1) == 130
+        assert probe(tmp_path / "y.mp4").frames == 5
+        assert "the first 5 frames, which were final" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--caption", ""], "the prompt is empty"),
+            (["--given", 9], "9 frames are to be there in all and 9 are given"),
+            (["--given", 10], "has more than the 9 frames of the longest clips"),
+            (["--frames", 17], "clips of up to 9 frames of 16x16, asked for 17"),
+            (["-o", "clip.mp4"], "is the input itself"),
+        ],
+    )
+    def test_refused(
+        self,
+        options: list[Any],
+        message: str,
+        prior: Path,
+        tmp_path: Path,
+        pyratok: Command,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        save_video(moving_video(frames=12), tmp_path / "clip.mp4")
+        assert pyratok("continue", "clip.mp4", "-o", "x.mp4", "--prior", prior, *options) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x.mp4").exists()
+
+
+class TestInpaint:
+    @pytest.fixture
+    def right(self, tmp_path: Path) -> Path:
+        """White on the right half."""
+        path = tmp_path / "right.png"
+        save_video(half(1), path)
+        return path
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_only_what_the_mask_touches_is_made_anew(
+        self, kind: str, model: PyraTok, small: Path, right: Path, tmp_path: Path, pyratok: Command
+    ) -> None:
+        folder = tmp_path / kind
+        save_prior(prior_of(model, kind), folder)
+        command = ["inpaint", small, "--mask", right, "--prior", folder, "--steps", 2]
+        assert pyratok(*command, "-o", tmp_path / "x.pyra", "--json", tmp_path / "x.json") == 0
+        found, given = load_tokens(tmp_path / "x.pyra"), model.encode(load_video(small))
+        assert numbers(tmp_path / "x.json")["made_anew"] == 0.5
+        assert found.geometry == given.geometry
+        for ids, before in zip(found.levels[1:], given.levels[1:], strict=True):
+            assert torch.equal(ids[..., :1], before[..., :1])
+            assert not torch.equal(ids[..., 1:], before[..., 1:])
+        region = load_region(right, small, load_prior(folder).config, 5)
+        assert inpaint_clip(model, load_prior(folder), load_video(small), region, steps=2) == found
+        assert pyratok(*command, "-o", tmp_path / "x.mp4", "--count", 2) == 0
+        assert [probe(tmp_path / f"x-{number}.mp4").frames for number in (1, 2)] == [5, 5]
+
+    @pytest.mark.parametrize("height", [16, 48])
+    def test_masks_of_every_kind_say_the_same(self, height: int, model: PyraTok, clip: Path, tmp_path: Path) -> None:
+        """Of the size of the video, 48x64, or of that of the prior, 16x16; of the video's 16 columns are cut off."""
+        width = 64 if height == 48 else 16
+        config = prior_of(model).config
+        picture = half(9, height, width)
+        save_video(picture[:, :, :1], tmp_path / "m.png")
+        save_video(picture, tmp_path / "m.mp4", fps=12.0)
+        array = picture.plain()[0, 0].numpy() > 0
+        np.save(tmp_path / "one.npy", array[0].astype(np.uint8))
+        np.save(tmp_path / "all.npy", array)
+        wanted = torch.zeros(9, 16, 16, dtype=torch.bool)
+        wanted[..., 8:] = True
+        for name in ("m.png", "m.mp4", "one.npy", "all.npy"):
+            assert torch.equal(load_region(tmp_path / name, clip, config, 9), wanted), name
+
+    @pytest.mark.parametrize(
+        ("mask", "options", "message"),
+        [
+            (np.zeros((16, 16), bool), [], "shows nothing to be made anew"),
+            (np.ones((8, 8), bool), [], "is 8x8 (height x width); masks of this video are 16x16"),
+            (np.ones((3, 16, 16), bool), [], "has 3 frames, the clip 5"),
+            (np.ones(16, bool), [], "a mask is an array [H, W] or [T, H, W]"),
+            (b"damage", [], "no NumPy array"),
+            (np.ones((16, 16), bool), ["--caption", " "], "the prompt is empty"),
+            (np.ones((16, 16), bool), ["-o", "mask.npy"], "is the input itself"),
+        ],
+    )
+    def test_refused(
+        self,
+        mask: Any,
+        options: list[Any],
+        message: str,
+        prior: Path,
+        small: Path,
+        tmp_path: Path,
+        pyratok: Command,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        path = tmp_path / "mask.npy"
+        if isinstance(mask, bytes):
+            path.write_bytes(mask)
+        else:
+            np.save(path, mask)
+        assert pyratok("inpaint", small, "--mask", path, "-o", "x.mp4", "--prior", prior, *options) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x.mp4").exists()
+
+    def test_longer_videos_are_cut_when_asked_for(
+        self, prior: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        save_video(moving_video(frames=12, height=16, width=16), tmp_path / "long.mp4")
+        np.save(tmp_path / "mask.npy", np.ones((16, 16), bool))
+        command = ["inpaint", tmp_path / "long.mp4", "--mask", tmp_path / "mask.npy", "--prior", prior, "-o"]
+        assert pyratok(*command, tmp_path / "x.mp4") == 2
+        assert "more than the 9 frames" in capsys.readouterr().err
+        assert pyratok(*command, tmp_path / "x.mp4", "--frames", 9) == 0
+        assert probe(tmp_path / "x.mp4").frames == 9
+
+
+def half(frames: int, height: int = 16, width: int = 16) -> Video:
+    """White on the right half, black on the left."""
+    picture = torch.full((1, 3, frames, height, width), -1.0)
+    picture[..., width // 2 :] = 1.0
+    return Video(picture, fps=None if frames == 1 else 12.0)
