@@ -1,7 +1,8 @@
 """The Wan 2.1 VAE (base width 96) against diffusers' AutoencoderKLWan on the same random weights.
 
 Seconds of encoding (video to moments) and decoding (latent to video), taking turns in one process; the share of the
-machine's best convolution rate that each reaches; and the peak memory of each in processes of their own.
+machine's best convolution rate that each reaches; and the peak memory of each in processes of their own: of our whole
+clip at once, and of one latent step after another with carried state, which gives the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from roofline import best_rate, convolutions, flops
 from torch import Tensor
 
 from pyratok.config import WanVAEConfig
+from pyratok.nn.carry import Carry
 from pyratok.vae.wan import WanVAE
 from pyratok.vae.wan_blocks import channels_last_
 
@@ -90,6 +92,8 @@ def one_pass(side: str, way: str, dtype: str, quick: bool) -> Callable[[], None]
         vae = as_diffusers(ours)
     del ours
     run = {
+        ("pyratok_steps", "encode"): lambda: by_step(vae.encode, video, vae.config.latent_stride[0]),
+        ("pyratok_steps", "decode"): lambda: by_step(vae.decode, latent, 1),
         ("pyratok", "encode"): lambda: vae.encode(video),
         ("pyratok", "decode"): lambda: vae.decode(latent),
         ("diffusers", "encode"): lambda: vae._encode(video),
@@ -103,18 +107,30 @@ def one_pass(side: str, way: str, dtype: str, quick: bool) -> Callable[[], None]
     return work
 
 
+def by_step(run: Callable[[Tensor, Carry], Tensor], clip: Tensor, stride: int) -> Tensor:
+    """``clip`` a latent step at a time: its first frame, then ``stride`` frames each."""
+    parts, tails = list[Tensor](), None
+    for part in (clip[:, :, :1], *clip[:, :, 1:].split(stride, dim=2)):
+        carry = Carry(tails)
+        parts.append(run(part, carry))
+        tails = carry.tails()
+    return torch.cat(parts, dim=2)
+
+
 def memory(dtype: str, quick: bool) -> dict[str, Any]:
     """Peak memory of each side and direction in MiB, weights and libraries included, and their quotient."""
     found: dict[str, Any] = {}
     for way in ("encode", "decode"):
-        ours, theirs = (
-            in_fresh_process(one_pass, side=side, way=way, dtype=dtype, quick=quick)
-            for side in ("pyratok", "diffusers")
+        whole, steps, theirs = (
+            in_fresh_process(one_pass, side=side, way=way, dtype=dtype, quick=quick)["peak_mib"]
+            for side in ("pyratok", "pyratok_steps", "diffusers")
         )
         found[way] = {
-            "pyratok_mib": ours["peak_mib"],
-            "diffusers_mib": theirs["peak_mib"],
-            "share_of_diffusers": round(ours["peak_mib"] / theirs["peak_mib"], 3),
+            "pyratok_mib": whole,
+            "pyratok_steps_mib": steps,
+            "diffusers_mib": theirs,
+            "share_of_diffusers": round(whole / theirs, 3),
+            "share_of_diffusers_by_steps": round(steps / theirs, 3),
         }
     return found
 

@@ -61,12 +61,14 @@ def wan_tables(record: Record) -> Iterable[str]:
         [
             f"{way}, {dtype}",
             f"{found[way]['pyratok_mib']:.0f} MiB",
+            f"{found[way]['pyratok_steps_mib']:.0f} MiB",
             f"{found[way]['diffusers_mib']:.0f} MiB",
             f"{found[way]['share_of_diffusers']:.2f}",
+            f"{found[way]['share_of_diffusers_by_steps']:.2f}",
         ]
         for way, dtype, found in each(record["memory"])
     ]
-    yield table(["", "pyratok", "diffusers", "quotient"], rows)
+    yield table(["", "pyratok, whole", "step by step", "diffusers", "whole / theirs", "steps / theirs"], rows)
 
 
 def wan_plot(record: Record) -> str:
