@@ -144,6 +144,12 @@ def _rendered(data: Path, options: Options) -> Benchmark[Any]:
     return with_material(Rendered(data=data, protocol=options.apply(RenderedProtocol())), options.networks)
 
 
+def _marked(data: Path, options: Options) -> Benchmark[Any]:
+    from pyratok.eval.benchmarks.marked import Marked, MarkedProtocol, with_marks
+
+    return with_marks(Marked(data=data, protocol=options.apply(MarkedProtocol())))
+
+
 _ALL = (
     Entry(
         name="ytvis21",
@@ -244,6 +250,14 @@ _ALL = (
         build=_rendered,
         packages=(*TEXT, "cv2"),
         networks=READER,
+    ),
+    Entry(
+        name="marked",
+        measures="pointing and localization on five real clips, marked by hand",
+        layout="bikes, carphone, dog, flower and rocket_launch as videos, anywhere below",
+        source="the held-out clips of docs/data.md",
+        build=_marked,
+        packages=TEXT,
     ),
 )
 
