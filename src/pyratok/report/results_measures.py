@@ -26,6 +26,7 @@ _LABELS = {
     "lpips": "LPIPS",
     "st_lpips": "ST-LPIPS",
     "average_map": "average mAP",
+    "map": "average mAP",
     "average_map_all_classes": "average mAP, all classes",
     "gfvd": "gFVD",
     "rfvd": "rFVD",
@@ -50,7 +51,7 @@ _SHOWN = (
     (r"psnr.*|bd_psnr.*", 2, 1.0),
     (r"ssim|(st_)?lpips", 3, 1.0),
     (r"bd_rate.*|g?fvd|rfvd|tc", 1, 1.0),
-    (r"ap\d*|ar\d+|jaccard.*|(average_)?map.*|top\d|.*_top1|chance|accuracy.*|questions.*", 2, 100.0),
+    (r"ap\d*|ar\d+|jaccard.*|(average_)?map.*|top\d|.*_top1|chance|accuracy.*|questions.*|pointing.*", 2, 100.0),
 )
 
 
