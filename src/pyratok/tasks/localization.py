@@ -16,7 +16,7 @@ The paper reads level 1. By default we read the last level, whose steps are half
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch.nn.functional as F
@@ -74,54 +74,27 @@ def localize(
     queries: Sequence[str],
     *,
     level: int = -1,
-    window: int = WINDOW,
-    threshold: float = THRESHOLD,
-    ground: float | None = None,
-    floor: float = FLOOR,
-    absolute: bool = False,
-    most: int = 5,
+    **settings: Any,
 ) -> tuple[Span, ...]:
     """When each query happens in a clip: at most ``most`` spans per query, those of all queries together, best first.
 
-    The spans of a query are the runs that :func:`find_runs` finds in its scores frame by frame, so they are disjoint
-    and lie within the clip. In a part of a longer video times count from the start of that video.
+    ``settings``: window, threshold, ground, floor, absolute and most of :func:`find_runs`. The spans of a query are the
+    runs that it finds in the scores frame by frame, so they are disjoint and lie within the clip. In a part of a longer
+    video times count from the start of that video.
 
     Raises ValueError for more than one clip, an unknown frame rate, a level that is not there, queries as
     :func:`~pyratok.tasks.classification.check_texts` and settings as :func:`find_runs`.
     """
     fps = rate_of(tokens.geometry)
-    return spans_of(
-        score_curves(model, tokens, queries, level),
-        fps,
-        queries,
-        window=window,
-        threshold=threshold,
-        ground=ground,
-        floor=floor,
-        absolute=absolute,
-        most=most,
-    )
+    return spans_of(score_curves(model, tokens, queries, level), fps, queries, **settings)
 
 
-def spans_of(
-    curves: Curves,
-    fps: float,
-    queries: Sequence[str],
-    *,
-    window: int = WINDOW,
-    threshold: float = THRESHOLD,
-    ground: float | None = None,
-    floor: float = FLOOR,
-    absolute: bool = False,
-    most: int = 5,
-) -> tuple[Span, ...]:
+def spans_of(curves: Curves, fps: float, queries: Sequence[str], **settings: Any) -> tuple[Span, ...]:
     """:func:`localize` from what :func:`score_curves` gave."""
     edges, spans = curves.edges, []
     for query, row in zip(queries, curves.scores.double().numpy(), strict=True):
         per_frame = np.repeat(row, np.diff(edges))
-        for run in find_runs(
-            per_frame, window=window, threshold=threshold, ground=ground, floor=floor, absolute=absolute, most=most
-        ):
+        for run in find_runs(per_frame, **settings):
             start, end = ((edges[0] + frame) / fps for frame in (run.first, run.end))
             spans.append(Span(query, float(start), float(end), run.score))
     return tuple(sorted(spans, key=lambda span: -span.score))
