@@ -48,6 +48,13 @@ def tiny_base(steps: int = 2) -> Recipe:
     )
 
 
+def tiny_reading() -> Recipe:
+    """The head's reading of finished tokens, of few clips and in few steps."""
+    recipe = ablations.reading()
+    train = settings(steps=2, frames=FRAMES, size=SIZE, losses=recipe.train.losses)
+    return replace(recipe, model=tiny_base().model, train=train, stored=4)
+
+
 def tiny_start(folder: Path) -> Path:
     """A model whose VAE all variants start from."""
     tiny_pyratok().save_pretrained(folder)

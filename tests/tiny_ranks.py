@@ -109,7 +109,7 @@ def language_objective() -> LanguageObjective:
     masking = MaskingConfig(temporal=0.3, spatial=0.5, shuffle=0.5, patch=8)
     language = LanguageConfig(lm=LM, caption_dropout=0.5, masking=masking, vocabulary=3, background=0.2)
     objective = LanguageObjective(LanguageParts(model, TokenLM(LM)), weights, language, StubText(), reference)
-    objective.learn_names(["disc", "star", "square", "moon", "tree"])
+    objective.texts.learn_names(["disc", "star", "square", "moon", "tree"])
     return objective
 
 

@@ -13,6 +13,7 @@ from pyratok.recipes import ablations
 from pyratok.recipes.ablations import ABLATIONS, Variant, find_ablation, plan, with_changes
 from pyratok.recipes.compare import build, num_parameters, save_start
 from pyratok.train.baseline import BaselineObjective
+from pyratok.train.objectives import LossWeights
 from tiny import StubText
 from tiny_ablation import tiny_base, tiny_batch, tiny_start
 
@@ -85,6 +86,18 @@ def test_a_loss_that_is_switched_off_is_gone(start: Path) -> None:
         gone = {path.removeprefix("train.losses.") for path in variant.changes}
         assert gone
         assert not gone & objective(video, **choices).terms.keys()
+
+
+def test_heads_read_by_the_terms_that_a_variant_has() -> None:
+    def read(name: str) -> LossWeights | None:
+        found = plan(ablations.base(), VARIANTS[name], ablations.reading()).reading
+        return found and found.train.losses
+
+    whole = ablations.reading().train.losses
+    assert read("full") == read("vq") == read("without-drift") == whole
+    assert read("without-contrastive") == replace(whole, contrastive=0.0)
+    assert read("without-grounding") == replace(whole, grounding=0.0, naming=0.0)
+    assert read("without-alignment") is None
 
 
 def test_nobody_begins_ahead(tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from pyratok.eval.ablation import MEASURES, AblationRecord
 from pyratok.files import alone_in
 from pyratok.model.pretrained import from_pretrained
 from pyratok.recipes import compare
-from pyratok.recipes.ablations import ABLATIONS
+from pyratok.recipes.ablations import ABLATIONS, with_changes
 from pyratok.recipes.compare import hold_out, run_ablation
 from tiny import StubText
-from tiny_ablation import PROTOCOL, tiny_base, tiny_media, tiny_perceptual, tiny_start
+from tiny_ablation import PROTOCOL, tiny_base, tiny_media, tiny_perceptual, tiny_reading, tiny_start
 
 QUANTIZERS = ABLATIONS["quantizers"]
 
@@ -129,6 +129,39 @@ def test_holding_out_goes_by_names(monkeypatch: pytest.MonkeyPatch) -> None:
     broken.update(videos)
     with pytest.raises(ValueError, match="none of 30 videos can be read"):
         hold_out(videos, PROTOCOL.reconstruction)
+
+
+def test_heads_read_finished_tokens(media: Path, init: Path, tmp_path: Path) -> None:
+    unread = run(media, init, tmp_path / "unread")
+    read = run(media, init, tmp_path / "read", reading=tiny_reading())
+    for name in ("full", "rvq"):
+        one, other = (next(row for row in record.rows if row.variant == name).runs[0] for record in (read, unread))
+        assert one.values["psnr"] == other.values["psnr"]  # what comes back from the tokens has not changed
+    before, after = (from_pretrained(tmp_path / name / "full" / "seed-0" / "model") for name in ("unread", "read"))
+    assert before.model_id == after.model_id
+    assert before.digest() != after.digest()  # which tells text heads apart
+    assert not (tmp_path / "read" / "full" / "seed-0" / "reading").exists()
+    longer = with_changes(tiny_reading(), {"train.steps": 3})
+    with pytest.raises(ValueError, match=r"reading\.train\.steps = 2, not 3"):
+        run(media, init, tmp_path / "read", reading=longer)
+
+
+def test_a_head_that_was_stopped_goes_on(
+    media: Path, init: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"reading": tiny_reading(), "only": ("full",)}
+    forward = compare.HeadObjective.forward
+
+    def stopping(self: Any, *arguments: Any, **choices: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, *arguments, **choices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.HeadObjective, "forward", stopping)
+        assert not any(row.runs for row in run(media, init, tmp_path / "stopped", **options).rows)
+    assert (
+        run(media, init, tmp_path / "stopped", **options).rows == run(media, init, tmp_path / "whole", **options).rows
+    )
 
 
 def test_too_few_nouns_are_refused_before_anything_is_trained(media: Path, init: Path, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from pyratok.data.masking import MaskingConfig
 from pyratok.model.alignment import TokenLM, TokenLMConfig
 from pyratok.nn.lora import LoRAConfig, inject
 from pyratok.quantization.bits import signs_to_ids
-from pyratok.train.language import CaptionTable, LanguageConfig, LanguageObjective, LanguageParts, frozen_copy
+from pyratok.train.aligning import CaptionTable
+from pyratok.train.language import LanguageConfig, LanguageObjective, LanguageParts, frozen_copy
 from pyratok.train.objectives import LossWeights
 from pyratok.types import LossTerms, TextEmbedding
 from tiny import CONFIG, LAPQ, StubText, tiny_pyratok
@@ -109,8 +110,8 @@ def test_names_are_told_from_a_share_of_all_names() -> None:
     only = LossWeights(l1=0, ssim=0, commitment=0, batch_entropy=0, grounding=1.0, naming=1.0)
     nouns = [f"thing {number}" for number in range(9)]
     alone, told = objective(only), objective(only, vocabulary=5)
-    told.learn_names(nouns)
-    alone.learn_names(nouns)  # asked for none
+    told.texts.learn_names(nouns)
+    alone.texts.learn_names(nouns)  # asked for none
     _, choices = told.prepare(batch())
     assert choices["vocabulary"].shape == (5, LAPQ.text_dim)
     assert not torch.equal(choices["vocabulary"], told.prepare(batch())[1]["vocabulary"])

@@ -23,8 +23,8 @@ from pyratok.model.pyratok import PyraTok
 from pyratok.model.token_lm_files import load_token_lm
 from pyratok.nn.lora import LoRAConfig
 from pyratok.recipes.nano import nano
+from pyratok.train.aligning import CaptionTable
 from pyratok.train.assembly import require_quantizer
-from pyratok.train.language import LanguageObjective
 from pyratok.train.run import Recipe, build_objective, run
 from tiny import CONFIG, LAPQ, StubText, random_video, tiny_pyratok
 from tiny_training import settings
@@ -195,13 +195,13 @@ def test_stages_with_finished_tokens_share_them(tmp_path: Path, monkeypatch: pyt
     pytest.importorskip("transformers")
     monkeypatch.setattr("pyratok.train.assembly.MiniLM", StubText)
     told: list[Sequence[str]] = []
-    learn_names = LanguageObjective.learn_names
+    learn_names = CaptionTable.learn_names
 
-    def overheard(self: LanguageObjective, nouns: Sequence[str]) -> None:
+    def overheard(self: CaptionTable, nouns: Sequence[str]) -> None:
         told.append(nouns)
         learn_names(self, nouns)
 
-    monkeypatch.setattr(LanguageObjective, "learn_names", overheard)
+    monkeypatch.setattr(CaptionTable, "learn_names", overheard)
     seen, unseen, sprites = {"tiger", "house", "kite", "boat"}, {"robot", "tree"}, tmp_path / "sprites"
     assert {noun for noun in seen | unseen if is_unseen(f"A {noun}")} == unseen
     sprites.mkdir()

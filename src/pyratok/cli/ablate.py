@@ -38,6 +38,12 @@ def ablate(
         typer.Option("--init", metavar="MODEL", help="Start from the VAE of this model; default: the packaged one."),
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", help="Steps of every variant.")] = None,
+    reading_steps: Annotated[
+        int | None,
+        typer.Option(
+            "--reading-steps", min=0, metavar="N", help="Steps in which text heads then read finished tokens; 0: none."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, metavar="N", help="Train every variant N times.")] = 2,
     only: Annotated[
         list[str] | None,
@@ -55,14 +61,16 @@ def ablate(
 
     from pyratok.eval.ablation import AblationProtocol
     from pyratok.eval.language import LanguageProtocol
-    from pyratok.recipes.ablations import base, find_ablation, with_changes
+    from pyratok.recipes.ablations import base, find_ablation, reading, with_changes
     from pyratok.recipes.compare import run_ablation
     from pyratok.report.ablation import render
 
     ablations = [find_ablation(name) for name in dict.fromkeys(names)]
     for ablation in ablations:
         ablation.chosen(only or ())
-    recipe = with_changes(base(), overrides)
+    recipe, then = with_changes(base(), overrides), reading()
+    if reading_steps:
+        then = with_changes(then, {"train.steps": reading_steps})
     protocol = AblationProtocol(language=LanguageProtocol(clips=clips))
     check_folder(out)
     console, shown = Console(stderr=True), Output(None)
@@ -96,6 +104,7 @@ def ablate(
                 out,
                 init=init,
                 val=val,
+                reading=None if reading_steps == 0 else then,
                 seeds=seeds,
                 only=only or (),
                 protocol=protocol,

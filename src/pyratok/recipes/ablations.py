@@ -58,10 +58,15 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantPlan:
-    """A variant ready to be trained: ``baseline`` says what takes the place of ``recipe.model``, if anything."""
+    """A variant ready to be trained: ``baseline`` says what takes the place of ``recipe.model``, if anything.
+
+    ``reading``: how its text head then learns from its finished tokens, by the terms that the variant learned by; None
+    where it does not.
+    """
 
     recipe: Recipe
     baseline: BaselineConfig | None = None
+    reading: Recipe | None = None
 
     @property
     def bits_per_pixel(self) -> float:
@@ -103,17 +108,48 @@ def base() -> Recipe:
             frames=17,
             size=64,
             compile=False,  # compiling takes as long as a hundred steps
-            optim=replace(train.optim, warmup=25, decay_share=0.5),
+            # Of 5e-4 and 2e-3 the second, and a decay from the first step on, gave 2.3 dB more after 80 steps.
+            optim=replace(train.optim, lr=2e-3, warmup=10, decay_share=1.0),
         ),
     )
 
 
-def plan(base: Recipe, variant: Variant) -> VariantPlan:
+def reading() -> Recipe:
+    """nano's reading of finished tokens, made small: what tokens say is asked when a head has had time to read them."""
+    stage = next(stage for stage in nano().stages if stage.name == "reading")
+    return replace(
+        stage,
+        stored=1_536,
+        # The last level alone is read, all of its steps.
+        language=replace(stage.language, steps=0),
+        train=replace(
+            stage.train,
+            steps=120,
+            batch_size=48,
+            size=64,
+            compile=False,
+            optim=replace(stage.train.optim, warmup=10),
+        ),
+    )
+
+
+def plan(base: Recipe, variant: Variant, reading: Recipe | None = None) -> VariantPlan:
     """The variant of a base recipe, at the base's rate if it has a baseline quantizer.
 
     Raises: ValueError for fields that the recipe does not have, or values that it refuses.
     """
     recipe = with_changes(base, variant.changes)
+    if reading is not None:
+        learned, read = recipe.train.losses, reading.train.losses
+        losses = replace(
+            read,
+            contrastive=read.contrastive if learned.contrastive else 0.0,
+            # Naming is the grounding of a whole clip.
+            grounding=read.grounding if learned.grounding else 0.0,
+            naming=read.naming if learned.grounding else 0.0,
+        )
+        taught = replace(reading, model=recipe.model, train=replace(reading.train, losses=losses))
+        reading = taught if losses.aligns else None
     lapq, lm = recipe.model.lapq, recipe.language.lm
     if variant.quantizer is not None:
         bits = clip_bits(lapq.strides, lapq.num_bits, recipe.train.frames, recipe.train.size)
@@ -135,10 +171,10 @@ def plan(base: Recipe, variant: Variant) -> VariantPlan:
         losses = replace(recipe.train.losses, autoregressive=0.0, hierarchical=0.0)
         language = replace(recipe.language, lm=None)
         without = replace(recipe, language=language, train=replace(recipe.train, losses=losses))
-        return VariantPlan(recipe=without, baseline=baseline)
+        return VariantPlan(recipe=without, baseline=baseline, reading=reading)
     if lm is not None:
         lm = replace(lm, num_levels=lapq.num_levels, num_bits=lapq.num_bits, text_dim=lapq.text_dim)
-    return VariantPlan(recipe=replace(recipe, language=replace(recipe.language, lm=lm)))
+    return VariantPlan(recipe=replace(recipe, language=replace(recipe.language, lm=lm)), reading=reading)
 
 
 def with_changes(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

@@ -3,6 +3,7 @@
 ```
 OUT/frames/                      decoded frames, shared by all
 OUT/VARIANT/seed-N/result.json   when measured; until then checkpoints/, log.jsonl
+OUT/VARIANT/seed-N/reading/      while its text head learns from its finished tokens
 OUT/VARIANT/seed-N/model/        the trained tokenizer, for variants of LaPQ
 ```
 
@@ -48,8 +49,10 @@ from pyratok.train.assembly import build_objective
 from pyratok.train.baseline import build_baseline
 from pyratok.train.checkpoint import latest_checkpoint, write_json
 from pyratok.train.objectives import Objective
+from pyratok.train.reading import HeadObjective, HeadParts
 from pyratok.train.recipe import Recipe
-from pyratok.train.trainer import train
+from pyratok.train.stored import StoredClips, store_clips
+from pyratok.train.trainer import TrainConfig, train
 from pyratok.vae.hub import read_json
 
 HELD_OUT_SHARE = 0.1
@@ -88,6 +91,7 @@ def run_ablation(
     *,
     init: Path | None = None,
     val: Path | None = None,
+    reading: Recipe | None = None,
     seeds: int = 2,
     only: Sequence[str] = (),
     protocol: AblationProtocol | None = None,
@@ -101,8 +105,9 @@ def run_ablation(
     """Every variant (or ``only`` some) with seeds 0, 1, ..., the first seed of all before the second of any.
 
     ``init``: the model whose VAE all start from, by default the one in the package. ``val``: a folder of clips to score
-    reconstruction on; without it a tenth of the videos under ``roots`` is held out, by name. ``on_record`` gets the
-    table whenever a result is added. A run that is asked to stop (SIGTERM, SIGINT) saves where it is and ends; called
+    reconstruction on; without it a tenth of the videos under ``roots`` is held out, by name. ``reading``: how text
+    heads learn from finished tokens, before these are asked what they say. ``on_record`` gets the table whenever a
+    result is added. A run that is asked to stop (SIGTERM, SIGINT) saves where it is and ends; called
     again, this goes on from there.
 
     Raises: ValueError for data that will not do, for results in ``out`` that were made with other settings, and where
@@ -111,7 +116,7 @@ def run_ablation(
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     names = ablation.chosen(only)
-    plans = {name: plan(base, variant) for name, variant in ablation.variants.items()}
+    plans = {name: plan(base, variant, reading) for name, variant in ablation.variants.items()}
     with TemporaryDirectory() as folder:
         bench = prepare(
             base, roots, out, Path(folder), init=init, val=val, protocol=protocol or AblationProtocol(),
@@ -262,10 +267,15 @@ def train_variant(
         stride=recipe.model.lapq.strides[-1],
     )
     averaged = train(objective, dataset, config, folder, resume=True, origin=origin, on_log=on_log)
-    newest = latest_checkpoint(folder / "checkpoints")
-    if newest is None or not newest.name.endswith(f"{config.steps:08d}"):
+    if not is_finished(folder, config):
         return None
     tokenizer = deployed(averaged, bench.text_encoder)
+    if plan.reading is not None:
+        on_step("reading")
+        taught = read(bench, seeded(bench, plan.reading, seed), tokenizer, folder / "reading", origin)
+        if taught is None:
+            return None
+        tokenizer = taught
     rate, values = measure_variant(tokenizer, bench.clips, bench.scenes, bench.protocol, bench.perceptual, on_step)
     run = VariantRun(
         variant=name,
@@ -278,8 +288,41 @@ def train_variant(
     if isinstance(tokenizer, PyraTok):
         tokenizer.save_pretrained(folder / "model")
     write_json(folder / RESULT, {"origin": origin, "run": asdict(run)})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for done in ("checkpoints", "reading"):
+        shutil.rmtree(folder / done, ignore_errors=True)
     return run
+
+
+def read(
+    bench: Bench, recipe: Recipe, tokenizer: VideoTokenizer, folder: Path, origin: dict[str, Any]
+) -> VideoTokenizer | None:
+    """Let the text head of a tokenizer learn from its tokens as they are; None where it was asked to stop."""
+    config, seed = recipe.train, recipe.train.seed
+    clips = captioned_clips(
+        recipe.data,
+        bench.roots,
+        bench.out / "frames",
+        frames=config.frames,
+        size=config.size,
+        length=recipe.stored,
+        seed=seed,
+        stride=tokenizer.strides[-1],
+    )
+    shards = store_clips(
+        tokenizer, clips, folder / "tokens", to_dict(recipe.data), workers=config.workers, bf16=config.bf16
+    )
+    dataset = StoredClips(shards, clips.nouns, length=config.steps * config.batch_size, seed=seed)
+    torch.manual_seed(seed)
+    objective = HeadObjective(HeadParts(tokenizer), config.losses, recipe.language, bench.text_encoder)
+    objective.texts.learn_names(clips.nouns if recipe.language.vocabulary else ())
+    averaged = train(objective, dataset, config, folder, resume=True, origin=origin)
+    return deployed(averaged, bench.text_encoder) if is_finished(folder, config) else None
+
+
+def is_finished(folder: Path, config: TrainConfig) -> bool:
+    """Did the run in ``folder`` come to its last step, or was it asked to stop before?"""
+    newest = latest_checkpoint(folder / "checkpoints")
+    return newest is not None and newest.name.endswith(f"{config.steps:08d}")
 
 
 def build(plan: VariantPlan, start: Path, text_encoder: TextEncoder) -> Objective:
@@ -343,16 +386,20 @@ def seeded(bench: Bench, recipe: Recipe, seed: int) -> Recipe:
 
 def origin_of(bench: Bench, plan: VariantPlan, seed: int) -> dict[str, Any]:
     """What a result follows from, JSON-ready; of the media, how many there are."""
-    recipe = seeded(bench, plan.recipe, seed)
-    settings = to_dict(recipe) | {"train": recipe.train.origin() | {"steps": recipe.train.steps}}
     return {
-        "recipe": settings,
+        "recipe": settings_of(seeded(bench, plan.recipe, seed)),
         "quantizer": None if plan.baseline is None else to_dict(plan.baseline),
+        "reading": None if plan.reading is None else settings_of(seeded(bench, plan.reading, seed)),
         "vae": bench.start_digest,
         "clips": [clip.name for clip in bench.clips],
         "media": {kind: len(entries) for kind, entries in vars(bench.media).items()},
         "protocol": to_dict(bench.protocol),
     }
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """Of a recipe, what its result follows from, JSON-ready."""
+    return to_dict(recipe) | {"train": recipe.train.origin() | {"steps": recipe.train.steps}}
 
 
 def folder_of(bench: Bench, name: str, seed: int) -> Path:

@@ -24,10 +24,9 @@ from pyratok.data.questions import KINDS, NUM_OPTIONS, Question
 from pyratok.model.answerer import Answerer, AnswererConfig, padded
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.collective import mean_across_ranks
-from pyratok.quantization.bits import ids_to_signs
 from pyratok.text.base import TextEncoder
 from pyratok.train.objectives import LossWeights, Named, Objective, Part
-from pyratok.train.stored import Rounds, read_shards
+from pyratok.train.stored import Rounds, all_signs, read_shards, signs_of
 from pyratok.types import LossTerms, TextEmbedding
 
 HELD_OUT_EVERY = 32
@@ -158,8 +157,7 @@ class AnsweringObjective(Objective):
     def prepare(self, batch: AskedBatch, part: Part | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The signs of the last level take the place of the clips, all else is choices."""
         part = part or Part.whole(len(batch.questions))
-        signs = [ids_to_signs(ids, self.model.tokenizer.num_bits) for ids in batch.levels]
-        choices = {f"signs_{level}": value for level, value in enumerate(signs[:-1], start=1)}
+        last, choices = signs_of(batch.levels, self.model.tokenizer)
         room = len(batch.questions), self.config.questions
         kind, answer = torch.full(room, -1), torch.zeros(room, dtype=torch.long)
         weight, learned = torch.zeros(room), torch.zeros(room, dtype=torch.bool)
@@ -173,17 +171,16 @@ class AnsweringObjective(Objective):
         choices |= {"kind": kind, "answer": answer, "weight": weight, "learned": learned}
         choices |= {"words": words.unflatten(0, (len(sentences), -1)), "mask": mask.unflatten(0, (len(sentences), -1))}
         if self.config.hidden:
-            cells = self.model.answerer.num_cells(signs[-1].shape[2:])
+            cells = self.model.answerer.num_cells(last.shape[2:])
             # The places of a random order: exactly as many are hidden in every clip.
             order = part.of(torch.rand(part.total, cells)).argsort(dim=1).argsort(dim=1)
             choices["hidden"] = (order < int(self.config.hidden * cells)) & ~torch.tensor(batch.held_out)[:, None]
-        return signs[-1], choices
+        return last, choices
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         tokenizer, answerer = self.model.tokenizer, self.model.answerer
-        others = range(1, tokenizer.num_levels)
         with torch.no_grad():
-            features = tokenizer.lapq.pyramid([*(choices[f"signs_{level}"] for level in others), video])[-1]
+            features = tokenizer.lapq.pyramid(all_signs(video, choices, tokenizer))[-1]
         words = choices["words"].float()
         logits = answerer(features, words, choices["mask"], choices.get("hidden")).float()
         logits = logits.unflatten(1, (-1, NUM_OPTIONS))

@@ -15,12 +15,6 @@ from torch import Tensor, nn
 
 from pyratok.data.captioned import CaptionedBatch
 from pyratok.data.datasets import to_signed
-from pyratok.losses.alignment import (
-    contrastive_alignment,
-    grounding,
-    text_codebook_alignment,
-    text_conditioned_alignment,
-)
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
 from pyratok.model.baseline import BaselineConfig, BaselineTokenizer
 from pyratok.model.pretrained import from_pretrained
@@ -28,8 +22,9 @@ from pyratok.model.pyratok import PyraTok
 from pyratok.quantization.vq import GumbelQuantizer
 from pyratok.text.base import TextEncoder
 from pyratok.text.minilm import MiniLM
+from pyratok.train.aligning import CaptionTable, alignment_terms
 from pyratok.train.assembly import choose_how_halves_learn
-from pyratok.train.language import CaptionTable, LanguageConfig, frozen_copy, moved_features
+from pyratok.train.language import LanguageConfig, frozen_copy, moved_features
 from pyratok.train.objectives import LossWeights, Named, Objective, Part, draw_part_of_mask
 from pyratok.train.recipe import Recipe
 from pyratok.types import LossTerms
@@ -80,17 +75,11 @@ class BaselineObjective(Objective):
         self.model.step += 1
         clips, size = to_signed(batch.videos), len(batch.captions)
         mask = draw_part_of_mask(self.config.masking, clips, part or Part.whole(size))
-        names = [noun for nouns in batch.nouns for noun in nouns]
-        pooled = self.texts.captions(batch.captions).pooled
         choices = {
             "shown": mask.apply(clips).contiguous(memory_format=torch.channels_last_3d),
-            "pooled": pooled,
-            "captioned": torch.tensor([bool(caption.strip()) for caption in batch.captions]),
-            "names": self.texts.names(names).reshape(size, -1, pooled.shape[1]),
-            "valid": torch.tensor([bool(name) for name in names]).reshape(size, -1),
-            "masks": batch.masks,
+            "pooled": self.texts.captions(batch.captions).pooled,
         }
-        return mask.target(clips), choices
+        return mask.target(clips), choices | self.texts.said(batch)
 
     def forward(self, video: Tensor, **choices: Tensor) -> LossTerms:
         terms, metrics = self.terms(video, **choices)
@@ -106,34 +95,20 @@ class BaselineObjective(Objective):
         terms, metrics = self.reconstruction_terms(tokenizer.vae.decode(latent), video)
         terms |= quantized.losses
         if self.weights.aligns:
-            terms |= self._alignment(tokenizer.meaning(quantized.features), choices)
+            q = tokenizer.meaning(quantized.features)
+            words = self._words(q) if self.weights.text_words else None
+            terms |= alignment_terms(self.weights, self.config, [tokenizer.text_head(q, 0)], words, choices)
         if self.reference is not None:
             terms |= moved_features(self.weights, taps, self.reference, choices["shown"])
         return terms, metrics
 
-    def _alignment(self, q: Tensor, choices: dict[str, Tensor]) -> Named:
-        """As in :class:`~pyratok.train.language.LanguageObjective`; no token has seen its caption."""
-        tokenizer, weights, config = self.model.tokenizer, self.weights, self.config
-        pooled, captioned = choices["pooled"], choices["captioned"]
-        found = tokenizer.text_head(q, 0)
-        terms: Named = {}
-        if weights.text_tokens:
-            terms["text_tokens"] = text_conditioned_alignment(
-                found.flatten(2).mT, pooled, captioned, config.temperature
-            )
-        if weights.text_words:
-            batch, count = q.shape[0], min(config.words, q[0, 0].numel())
-            positions = torch.linspace(0, q[0, 0].numel() - 1, count, device=q.device).long()
-            alone = q.flatten(2)[:, :, positions].movedim(2, 1).reshape(batch * count, -1, 1, 1, 1)
-            words = tokenizer.text_head(alone, 0).flatten(1)
-            membership = torch.eye(batch, device=q.device).repeat_interleave(count, dim=1)
-            terms["text_words"] = text_codebook_alignment(words, membership, pooled, captioned, config.temperature)
-        if weights.contrastive:
-            terms["contrastive"] = contrastive_alignment(found.mean(dim=(2, 3, 4)), pooled, captioned, config.contrast)
-        if weights.grounding:
-            last = found.movedim(1, -1)
-            terms["grounding"] = grounding(last, choices["masks"], choices["names"], choices["valid"], config.contrast)
-        return terms
+    def _words(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """As in :class:`~pyratok.train.language.LanguageObjective`: some cells in the text space, each by itself."""
+        batch, count = q.shape[0], min(self.config.words, q[0, 0].numel())
+        positions = torch.linspace(0, q[0, 0].numel() - 1, count, device=q.device).long()
+        alone = q.flatten(2)[:, :, positions].movedim(2, 1).reshape(batch * count, -1, 1, 1, 1)
+        words = self.model.tokenizer.text_head(alone, 0).flatten(1)
+        return words, torch.eye(batch, device=q.device).repeat_interleave(count, dim=1)
 
 
 def build_baseline(

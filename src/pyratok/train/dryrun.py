@@ -177,7 +177,7 @@ def fake_objective(recipe: Recipe, perceptual: PerceptualLoss | None, beside: Ma
         backbone=beside.get("language model"),
     )
     if isinstance(objective, LanguageObjective) and recipe.buckets is None:
-        objective.learn_names([f"thing {number}" for number in range(recipe.language.vocabulary)])
+        objective.texts.learn_names([f"thing {number}" for number in range(recipe.language.vocabulary)])
     return objective
 
 

@@ -16,23 +16,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyratok.data.captioned import CaptionedBatch
 from pyratok.data.datasets import to_signed
 from pyratok.data.masking import MaskingConfig
-from pyratok.losses.alignment import (
-    contrastive_alignment,
-    grounding,
-    text_codebook_alignment,
-    text_conditioned_alignment,
-)
 from pyratok.losses.codebook import hierarchical_kl
 from pyratok.losses.perceptual import PerceptualLoss
 from pyratok.losses.retention import feature_kl, frame_retention
@@ -45,6 +38,7 @@ from pyratok.text.base import TextEncoder
 from pyratok.text.hf import HFTextEncoder
 from pyratok.text.minilm import MiniLM
 from pyratok.text.references import DinoReference, ReferenceEncoder
+from pyratok.train.aligning import CaptionTable, alignment_terms
 from pyratok.train.objectives import (
     LossWeights,
     Named,
@@ -134,13 +128,8 @@ class LanguageObjective(Objective):
         self.reference = reference
         # Not modules: neither is to be trained, averaged or saved.
         self.texts = CaptionTable(text_encoder, config.max_text_tokens)
-        self.vocabulary: Tensor | None = None
         # Windows of another place each step, and someone else's model: nothing a compiler would gain by.
         self.predict = torch.compiler.disable(self._prediction)
-
-    def learn_names(self, nouns: Sequence[str]) -> None:
-        """Names of objects in general, for ``config.vocabulary``; without any, a batch has its own alone."""
-        self.vocabulary = self.texts.names(nouns) if nouns and self.config.vocabulary else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageObjective:
         """Takes the frozen models beside, which are no modules, along to another device."""
@@ -163,16 +152,12 @@ class LanguageObjective(Objective):
 
     def told(self, batch: CaptionedBatch | TokenBatch, part: Part) -> dict[str, Tensor]:
         """What is said of a batch, and which of it the tokens are made with: the choices that have to do with text."""
-        captioned = torch.tensor([bool(caption.strip()) for caption in batch.captions])
-        names = [noun for nouns in batch.nouns for noun in nouns]
-        choices = {
+        choices = self.texts.said(batch)
+        captioned = choices["captioned"]
+        choices |= {
             "window": torch.rand(()),
             "read": part.of(torch.rand(part.total, 2)),
-            "captioned": captioned,
             "guided": captioned & (part.of(torch.rand(part.total)) >= self.config.caption_dropout),
-            "names": self.texts.names(names).reshape(part.size, len(names) // part.size, -1),
-            "valid": torch.tensor([bool(name) for name in names]).reshape(part.size, -1),
-            "masks": batch.masks,
         }
         if self.model.lm is not None or self.config.caption_dropout < 1:
             text = self.texts.captions(batch.captions)
@@ -180,9 +165,7 @@ class LanguageObjective(Objective):
             choices["text_mask"] = text.mask & captioned[:, None].to(text.mask.device)
         else:  # nobody reads their words, and of stored clips the same captions come back
             choices["pooled"] = self.texts.names(batch.captions)
-        if self.vocabulary is not None:
-            choices["vocabulary"] = self.vocabulary[torch.randperm(len(self.vocabulary))[: self.config.vocabulary]]
-        return choices
+        return choices | self.texts.drawn(self.config.vocabulary)
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         tokenizer, weights = self.model.tokenizer, self.weights
@@ -227,42 +210,13 @@ class LanguageObjective(Objective):
 
     def _alignment(self, bits: Sequence[Tensor], choices: dict[str, Tensor]) -> Named:
         """Terms between tokens and text, on the clips whose tokens know no caption."""
-        tokenizer, weights, config = self.model.tokenizer, self.weights, self.config
+        tokenizer, weights = self.model.tokenizer, self.weights
         if tokenizer.text_head is None or not weights.aligns:
             return {}
-        pooled, blind = choices["pooled"], choices["captioned"] & ~choices["guided"]
-        terms: Named = {}
         found = self._read(tokenizer.text_head, bits, choices["read"])
-        if weights.text_tokens:
-            vectors = [features.flatten(2).mT for features in found]
-            terms["text_tokens"] = torch.stack(
-                [text_conditioned_alignment(v, pooled, blind, config.temperature) for v in vectors]
-            ).mean()
-        if weights.text_words:
-            words, membership = self._words(bits[-1])
-            terms["text_words"] = text_codebook_alignment(words, membership, pooled, blind, config.temperature)
-        if weights.contrastive:
-            terms["contrastive"] = torch.stack(
-                [contrastive_alignment(f.mean(dim=(2, 3, 4)), pooled, blind, config.contrast) for f in found]
-            ).mean()
-        if weights.grounding:
-            valid = choices["valid"] & ~choices["guided"][:, None]
-            terms["grounding"] = grounding(
-                found[-1].movedim(1, -1),
-                self._steps(choices["masks"], choices["read"]),
-                choices["names"],
-                valid,
-                config.contrast,
-                config.background,
-                choices.get("vocabulary"),
-            )
-        if weights.naming:
-            valid = choices["valid"] & ~choices["guided"][:, None]
-            # A clip as one token that every object fills.
-            clips, whole = [f.mean(dim=(2, 3, 4), keepdim=True) for f in found], valid[..., None, None, None].float()
-            told = choices["names"], valid, config.contrast, None, choices.get("vocabulary")
-            terms["naming"] = torch.stack([grounding(clip.movedim(1, -1), whole, *told) for clip in clips]).mean()
-        return terms
+        words = self._words(bits[-1]) if weights.text_words else None
+        masks = self._steps(choices["masks"], choices["read"])
+        return alignment_terms(weights, self.config, found, words, choices | {"masks": masks})
 
     def _read(self, head: TextHead, bits: Sequence[Tensor], drawn: Tensor) -> list[Tensor]:
         """Tokens in the text space, per grid, the last one last: of levels that share it each clip shows one.
@@ -348,29 +302,6 @@ def moved_features(weights: LossWeights, taps: Sequence[Tensor], reference: WanV
         now, then = (first.mean(dim=(3, 4)).mT for first in (taps[0], before[0]))
         terms["retention"] = frame_retention(now, then)
     return terms
-
-
-class CaptionTable:
-    """Embeddings of captions, padded to one length so that a compiled step sees one shape; names are kept."""
-
-    def __init__(self, encoder: TextEncoder, max_tokens: int) -> None:
-        self.encoder, self.max_tokens = encoder, max_tokens
-        self.known: dict[str, Tensor] = {}
-
-    def captions(self, texts: Sequence[str]) -> TextEmbedding:
-        text = self.encoder.encode(list(texts))
-        missing = self.max_tokens - text.tokens.shape[1]
-        tokens = F.pad(text.tokens, (0, 0, 0, missing)) if missing > 0 else text.tokens[:, : self.max_tokens]
-        mask = F.pad(text.mask, (0, missing)) if missing > 0 else text.mask[:, : self.max_tokens]
-        return TextEmbedding(tokens=tokens.contiguous(), mask=mask.contiguous(), pooled=text.pooled)
-
-    def names(self, names: Iterable[str]) -> Tensor:
-        """Unit vectors ``[N, D]``, on the CPU; an empty name is any vector."""
-        names = list(names)
-        if new := sorted(set(names) - self.known.keys()):
-            # The encoder moves to the device of the training after it has told the names of objects in general.
-            self.known |= dict(zip(new, self.encoder.encode(new).pooled.cpu(), strict=True))
-        return torch.stack([self.known[name] for name in names])
 
 
 class NoText:

@@ -66,7 +66,7 @@ def run(
             shutil.rmtree(absent[-1], ignore_errors=True)
         raise
     if isinstance(objective, LanguageObjective) and isinstance(dataset, CaptionedMix):
-        objective.learn_names(dataset.nouns)
+        objective.texts.learn_names(dataset.nouns if recipe.language.vocabulary else ())
     if recipe.stored and isinstance(dataset, CaptionedMix | QuestionedMix):
         with ranks.first_alone():
             parts = cast("LanguageParts | AnsweringParts", objective.to(ranks.device).model)

@@ -32,8 +32,8 @@ from pyratok.data.captioned import CaptionedBatch
 from pyratok.data.datasets import ClipDataset, batches, to_signed
 from pyratok.data.questioned import QuestionedBatch
 from pyratok.files import replacing
-from pyratok.model.pyratok import PyraTok
-from pyratok.quantization.bits import signs_to_ids
+from pyratok.model.base import VideoTokenizer
+from pyratok.quantization.bits import ids_to_signs, signs_to_ids
 
 SHARD = 512
 """Clips of a file: 1.7 MB of nano's, at 5x80x80."""
@@ -134,7 +134,7 @@ class StoredClips(Dataset[StoredItem]):
 
 
 def store_clips(
-    tokenizer: PyraTok,
+    tokenizer: VideoTokenizer,
     clips: Storable,
     folder: Path,
     settings: Mapping[str, Any],
@@ -172,7 +172,7 @@ def store_clips(
 
 
 @torch.no_grad()
-def _tokenise(tokenizer: PyraTok, batch: CaptionedBatch | QuestionedBatch) -> Tokenised:
+def _tokenise(tokenizer: VideoTokenizer, batch: CaptionedBatch | QuestionedBatch) -> Tokenised:
     weight = next(tokenizer.parameters())
     clips = to_signed(batch.videos).to(weight.device, weight.dtype).contiguous(memory_format=torch.channels_last_3d)
     levels = tuple(signs_to_ids(signs).cpu() for signs in tokenizer.signs(clips, None))
@@ -197,6 +197,17 @@ def _write(path: Path, parts: Sequence[Tokenised]) -> None:
     tensors = {f"level{number}": ids for number, ids in enumerate(clips.levels, start=1)} | dict(clips.tensors)
     with replacing(path) as unfinished:
         save_file(tensors, unfinished, {"texts": json.dumps(clips.texts)})
+
+
+def signs_of(levels: Sequence[Tensor], tokenizer: VideoTokenizer) -> tuple[Tensor, dict[str, Tensor]]:
+    """Ids of a batch as signs: those of the last level, and those of the others under names for :func:`all_signs`."""
+    signs = [ids_to_signs(ids, tokenizer.num_bits) for ids in levels]
+    return signs[-1], {f"signs_{level}": value for level, value in enumerate(signs[:-1], start=1)}
+
+
+def all_signs(last: Tensor, others: Mapping[str, Tensor], tokenizer: VideoTokenizer) -> list[Tensor]:
+    """Signs of every level from what :func:`signs_of` gave."""
+    return [*(others[f"signs_{level}"] for level in range(1, tokenizer.num_levels)), last]
 
 
 def read_shards(shards: Sequence[Path]) -> Tokenised:
