@@ -16,6 +16,7 @@ from planted_colours import ColourTokenizer, coloured
 from pyratok.cli import common
 from pyratok.codec.container import save_tokens
 from pyratok.data.video_io import load_video, probe, save_video
+from pyratok.model import companions
 from pyratok.tasks.qa import AnswererReader, TokenLMReader
 from pyratok.tasks.retrieval import INDEX_FILE
 from pyratok.types import Video
@@ -25,8 +26,9 @@ Command = Callable[..., int]
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> ColourTokenizer:
-    """In place of the tokenizer of the other commands' tests: one with language."""
+    """In place of the tokenizer of the other commands' tests: one with language, with which no reader ships."""
     reader = ColourTokenizer()
+    monkeypatch.setattr(companions, "shipped_companion", lambda model, name: None)
     monkeypatch.setattr(common, "load_model", lambda name_or_path: reader)
     return reader
 
@@ -262,6 +264,18 @@ class TestSearch:
         refused(["search", *arguments], message)
 
 
+def loads_planted(reader: type, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """With what a reader is loaded; it prefers the last option."""
+    asked: list[Any] = []
+
+    class Planted:
+        def scores(self, model: Any, tokens: Any, question: str, options: Any) -> torch.Tensor:
+            return torch.arange(float(len(options)))
+
+    monkeypatch.setattr(reader, "load", lambda *arguments: asked.append(arguments) or Planted())
+    return asked
+
+
 class TestAsk:
     def test_the_best_option_answers(
         self, long: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
@@ -286,15 +300,17 @@ class TestAsk:
         model: ColourTokenizer,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        asked: list[Any] = []
-
-        class Planted:
-            def scores(self, model: Any, tokens: Any, question: str, options: Any) -> torch.Tensor:
-                return torch.arange(float(len(options)))
-
-        monkeypatch.setattr(reader, "load", lambda *arguments: asked.append(arguments) or Planted())
+        asked = loads_planted(reader, monkeypatch)
         assert pyratok("ask", long, "Where is it?", "--option", "left", "--option", "right", option, "folder") == 0
         assert asked == [("folder", model.model_id)]
+
+    def test_what_ships_with_the_model_answers(
+        self, long: Path, pyratok: Command, model: ColourTokenizer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = loads_planted(AnswererReader, monkeypatch)
+        monkeypatch.setattr(companions, "shipped_companion", lambda model, name: Path("shipped") / name)
+        assert pyratok("ask", long, "Where is it?", "--option", "left", "--option", "right") == 0
+        assert asked == [("shipped/answerer", model.model_id)]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -169,6 +169,18 @@ class Exploding(TokenizerObjective):
         return {**terms, "l1": terms["l1"] * float("nan" if self.calls > 2 else 1)}, metrics
 
 
+def test_what_is_frozen_stays_to_the_last_bit(tmp_path: Path) -> None:
+    objective = tiny_objective()
+    frozen = objective.model.vae.encoder.conv_in.weight.requires_grad_(False)
+    with torch.no_grad():
+        frozen.mul_(0).neg_()  # zeros, half of them negative: another sign would be another fingerprint
+    before = frozen.clone()
+    assert torch.signbit(before).any()
+    averaged = train(objective, clips(24), settings(steps=12, optim=replace(OPTIM, ema_decay=0.9)), tmp_path)
+    after = averaged.vae.encoder.conv_in.weight
+    assert torch.equal(torch.signbit(after), torch.signbit(before))
+
+
 def test_nan_stops_and_keeps_the_batch(tmp_path: Path) -> None:
     plain = tiny_objective()
     dataset = clips(2 * STEPS)

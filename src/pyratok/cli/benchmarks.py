@@ -16,6 +16,7 @@ from pyratok.eval.benchmarks.registry import ENTRIES, Entry
 
 if TYPE_CHECKING:
     from pyratok.eval.benchmarks.contract import BenchmarkRecord, Loaded
+    from pyratok.eval.benchmarks.registry import Options
 
 SHOWN_MISSING = 5
 
@@ -79,15 +80,14 @@ def _command(name: str) -> Callable[..., None]:
         json_file: JsonOption = None,
     ) -> None:
         from pyratok.eval.benchmarks.contract import check_revision
-        from pyratok.eval.benchmarks.registry import Options, build
+        from pyratok.eval.benchmarks.registry import build
         from pyratok.eval.runner import run_benchmark
         from pyratok.files import write_atomically
         from pyratok.report.results_plots import rate_distortion_svg
 
         if absent := ENTRIES[name].missing_packages():
             raise ValueError(f"{name} needs {' and '.join(absent)}: pip install 'pyratok[text,train]'")
-        files = {key: Path(path) for key, path in pairs("--network", networks).items()}
-        benchmark = build(name, data, Options(settings=pairs("--set", settings), networks=files))
+        benchmark = build(name, data, options_of(name, pairs("--set", settings), pairs("--network", networks), model))
         folder = Path(f"evaluation-{name}") if out is None else out
         output, watch = Output(json_file, model, data), ShownStopwatch()
         if check:
@@ -116,6 +116,17 @@ def _command(name: str) -> Callable[..., None]:
         output.finish(record.to_dict())
 
     return evaluate
+
+
+def options_of(name: str, settings: dict[str, str], networks: dict[str, str], model: str | None) -> Options:
+    """What was asked for; where nothing is said of a reader, the answerer that ships with the model, if one does."""
+    from pyratok.eval.benchmarks.registry import Options
+    from pyratok.model.companions import ANSWERER, shipped_companion
+
+    silent = "reader" in ENTRIES[name].networks and "reader" not in settings | networks
+    if silent and (shipped := shipped_companion(model, ANSWERER)):
+        settings, networks = settings | {"reader": "answerer"}, networks | {"reader": str(shipped)}
+    return Options(settings=settings, networks={key: Path(path) for key, path in networks.items()})
 
 
 def pairs(option: str, texts: Sequence[str] | None) -> dict[str, str]:

@@ -129,6 +129,9 @@ def train(
     step_terms = ranks.wrap(objective, config.compile)
     saved_at = time.monotonic()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    both = zip(average.module.parameters(), model.parameters(), strict=True)
+    # The mean of equal negative zeros is a positive one, which another fingerprint would tell.
+    frozen = [(own, kept) for own, kept in both if not kept.requires_grad]
 
     with (
         closing(Log(out, start, on_log, pending)) if ranks.first else nullcontext() as log,
@@ -177,6 +180,9 @@ def train(
             due = time.monotonic() - saved_at > config.checkpoint_minutes * 60 or done == config.steps
             due, stopping = ranks.any(due, stop.requested)
             if due or stopping:
+                with torch.no_grad():
+                    for own, kept in frozen:
+                        own.copy_(kept)
                 if log is not None:
                     # What is logged next is a mean that began before this checkpoint.
                     extra = {"origin": origin, "pending": log.pending}

@@ -87,3 +87,17 @@ def test_compression_draws_its_curves(tmp_path: Path) -> None:
     drawn = (tmp_path / "evaluation-compression" / "curves.svg").read_text()
     assert drawn.count("<polyline") == 4
     assert "x264" in drawn
+
+
+def test_the_answerer_of_a_model_answers_unless_another_reader_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "answerer").mkdir()
+    (tmp_path / "answerer" / "config.json").write_text("{}")
+    model, shipped = str(tmp_path), {"reader": tmp_path / "answerer"}
+    for name in ("rendered", "mvbench"):
+        told = benchmarks.options_of(name, {}, {}, model)
+        assert (dict(told.settings), dict(told.networks)) == ({"reader": "answerer"}, shipped)
+    alone = benchmarks.options_of("rendered", {"reader": "similarity"}, {}, model)
+    assert (dict(alone.settings), dict(alone.networks)) == ({"reader": "similarity"}, {})
+    assert not benchmarks.options_of("coco", {}, {}, model).networks
+    (tmp_path / "answerer" / "config.json").unlink()
+    assert not benchmarks.options_of("rendered", {}, {}, model).networks
