@@ -29,6 +29,7 @@ from pyratok.cli import (
     export,
     generate,
     info,
+    render,
     report,
     tokenize,
     tokens,
@@ -59,6 +60,7 @@ app.command()(tokens.encode)
 app.command()(tokens.decode)
 app.command()(tokens.reconstruct)
 app.command()(watch.watch)
+app.command()(render.render)
 app.command()(tokenize.tokenize)
 app.command()(info.info)
 app.command()(understand.segment)

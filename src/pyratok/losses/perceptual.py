@@ -78,14 +78,15 @@ class PerceptualLoss(nn.Module):
     def _distances(self, reconstruction: Tensor, target: Tensor) -> Tensor:
         """``[N, 3, H, W]`` twice to ``[N]``."""
         with torch.no_grad():
-            wanted = self._features(target)
+            wanted = self.features(target)
         total = torch.zeros(target.shape[0], device=target.device)
-        for found, features, head in zip(self._features(reconstruction), wanted, self.heads, strict=True):
+        for found, features, head in zip(self.features(reconstruction), wanted, self.heads, strict=True):
             total = total + torch.einsum("nchw,c->nhw", (found - features).square(), head).mean(dim=(1, 2))
         return total
 
-    def _features(self, frames: Tensor) -> list[Tensor]:
-        """Output of every stage, unit length over channels, float32."""
+    def features(self, frames: Tensor) -> list[Tensor]:
+        """Of frames ``[N, 3, H, W]`` in [-1, 1] the output of every stage ``[N, C, h, w]``, unit length over channels,
+        float32."""
         x = (frames.float() - self.shift) / self.scale
         features = []
         for stage in self.stages:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeTokenizer, moving_video
-from pyratok.cli import app, common
+from pyratok.cli import app, benchmarks, common
 from pyratok.data.video_io import save_video
 from pyratok.eval.benchmarks.registry import ENTRIES
 

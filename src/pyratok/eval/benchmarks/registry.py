@@ -92,6 +92,10 @@ I3D = {
 READER = {
     "reader": "what was trained to answer from this model's tokens, for --set reader=answerer, =tokens or =language"
 }
+PRIOR = {
+    "prior": "the folder of the prior that is measured",
+    "shards": "the folder of token shards that it was trained on, for the nearest training clip",
+}
 CLIP = {"clip": "OpenAI's CLIP ViT-B/32, ViT-B-32.pt (link in clip/clip.py of github.com/openai/CLIP)"}
 
 
@@ -148,6 +152,12 @@ def _marked(data: Path, options: Options) -> Benchmark[Any]:
     from pyratok.eval.benchmarks.marked import Marked, MarkedProtocol, with_marks
 
     return with_marks(Marked(data=data, protocol=options.apply(MarkedProtocol())))
+
+
+def _world(data: Path, options: Options) -> Benchmark[Any]:
+    from pyratok.eval.benchmarks.world import WorldBenchmark, WorldProtocol, with_prior
+
+    return with_prior(WorldBenchmark(data=data, protocol=options.apply(WorldProtocol())), options.networks)
 
 
 _ALL = (
@@ -241,6 +251,15 @@ _ALL = (
         source="the WebVid-10M validation videos; generated/ is yours",
         build=partial(_generated, "webvid-t2v"),
         networks=I3D | CLIP,
+    ),
+    Entry(
+        name="world",
+        measures="text to video in a rendered world: right thing, colour and way, by a detector without a network",
+        layout="world.json, sprites and places, as pyratok render writes them",
+        source="pyratok render",
+        build=_world,
+        packages=(*TEXT, "cv2", "stlpips_pytorch"),
+        networks=PRIOR,
     ),
     Entry(
         name="rendered",
