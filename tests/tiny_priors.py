@@ -36,6 +36,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "ar by time": {"order": "time"},
     "scale": {"kind": "scale"},
     "masked": {"kind": "masked"},
+    "llm": {"kind": "llm"},
+    "llm by time": {"kind": "llm", "order": "time"},
 }
 
 

@@ -103,7 +103,7 @@ def test_what_depends_on_the_place_is_learned(kind: str, shards: Path, tmp_path:
     assert {"bits_1", "bits_2", "bits_3"} <= records[0].keys()
     found = json.loads((tmp_path / "run/prior.json").read_text())
     assert found["training_clips"] + found["held_out_clips"] == CLIPS
-    assert found["exact"] == (KINDS[kind].get("kind", "ar") == "ar")
+    assert found["exact"] == (KINDS[kind].get("kind", "ar") in ("ar", "llm"))
     for level in found["levels"]:
         assert 0 < level["held_out_bits"] < level["unigram_bits"], level
     prior = load_prior(folder, TOKENIZER)
@@ -244,12 +244,12 @@ def test_other_shards_do_not_go_on_with_a_run(shards: Path, tmp_path: Path) -> N
         run_prior(recipe(steps=2), other, tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("name", PRIORS)
+@pytest.mark.parametrize("name", [name for name in PRIORS if name.startswith("prior-")])
 def test_recipes_fit_nano(name: str) -> None:
     strides = ((2, 16, 16), (4, 8, 8), (4, 8, 8), (4, 8, 8))
     geometry = Geometry(frames=17, height=64, width=64, strides=strides)
     header = ShardHeader(model=TOKENIZER, num_bits=16, geometry=geometry, text_dim=384)
-    with torch.device("meta"):
+    with torch.device("cpu" if name == "prior-llm" else "meta"):
         prior = build_prior(PRIORS[name]().config(header))
     assert PRIORS[name]().name == name
     assert sum(weight.numel() for weight in prior.parameters()) <= 6_000_000

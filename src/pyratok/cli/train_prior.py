@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,20 +49,26 @@ def train_prior(
 
 def show_prior(recipe: PriorRecipe, data: Sequence[Path], output: Output) -> None:
     """What would be trained, by the header of the shards alone; nothing is written but the JSON."""
+    import torch
+
     from pyratok.data.token_shards import read_index
     from pyratok.tasks.generation.generate import build_prior
     from pyratok.train.dryrun import optimizer_bytes
 
     header, _ = read_index(_only_folder(data))
-    prior, train, g = build_prior(recipe.config(header)), recipe.train, header.geometry
-    parameters, tokens = sum(weight.numel() for weight in prior.parameters()), len(prior.layout(g))
-    memory = 12 * parameters + optimizer_bytes(prior, train.optim)  # with gradients and the moving average
+    config, train, g = recipe.config(header), recipe.train, header.geometry
+    with torch.device("cpu" if config.kind == "llm" else "meta"):  # which counts without weights
+        prior = build_prior(config)
+    parameters, tokens = sum(weight.numel() for weight in prior.parameters()), sum(map(math.prod, header.grids))
+    learned = sum(weight.numel() for weight in prior.parameters() if weight.requires_grad)
+    # Weights and their moving average, gradients.
+    memory = 8 * parameters + 4 * learned + optimizer_bytes(prior, train.optim)
     output.facts(
         {
             "steps": f"{train.steps:,} of {train.batch_size} clips",
             "clips": f"{g.frames}x{g.height}x{g.width}, {tokens:,} tokens of {header.model}",
             "captions": header.text_encoder or "none",
-            "parameters": f"{parameters:,}",
+            "parameters": f"{parameters:,}" + (f", of which {learned:,} learn" if learned < parameters else ""),
             "memory": f"{human_bytes(memory)} for weights, gradients, moving average and optimizer",
         },
         title=recipe.name,

@@ -100,12 +100,12 @@ def bits_per_token(
 ) -> tuple[float, ...]:
     """Bits per token of each level of ``clips``, one or more numbers of ``shards``, after their captions.
 
-    Exact for ``ar``. For the other kinds the mean over orders in which words may be revealed, an upper bound, estimated
-    by ``draws`` looks or more at every level of a batch: n of N words are hidden, n uniform, and N / n times what
-    those of a level cost is, in the mean, what the whole level does.
+    Exact for ``ar`` and ``llm``. For the other kinds the mean over orders in which words may be revealed, an upper
+    bound, estimated by ``draws`` looks or more at every level of a batch: n of N words are hidden, n uniform, and
+    N / n times what those of a level cost is, in the mean, what the whole level does.
     """
     generator = torch.Generator().manual_seed(seed)
-    wanted = 1 if prior.config.kind == "ar" else draws
+    wanted = 1 if prior.config.is_sequential else draws
     sizes = torch.tensor([math.prod(grid) for grid in shards.header.grids])
     spent, looks = torch.zeros(len(sizes), dtype=torch.float64), torch.zeros(len(sizes))
     for first in range(0, len(clips), batch_size):

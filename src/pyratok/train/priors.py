@@ -26,12 +26,14 @@ from pyratok.tasks.generation.files import load_prior, save_prior
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
 from pyratok.tasks.generation.prompts import save_words
+from pyratok.text.hf_loading import read_config as read_text_config
 from pyratok.train.checkpoint import checkpoint_to_resume, latest_checkpoint, write_json
 from pyratok.train.held_out import Survey, TrainingClips, bits_per_token, survey
 from pyratok.train.objectives import LossWeights, Named, Objective, Part
 from pyratok.train.ranks import join_ranks
 from pyratok.train.trainer import TrainConfig, train
 from pyratok.types import LossTerms, TextEmbedding, TokenPyramid
+from pyratok.vae.hub import resolve_folder
 
 PRIOR, RECORD = "prior", "prior.json"
 """In the folder of a run: the folder of the trained prior, and what was measured."""
@@ -39,20 +41,23 @@ PRIOR, RECORD = "prior", "prior.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecipe:
-    """A run that trains a prior; fields up to ``text_dropout`` as of :class:`PriorConfig`.
+    """A run that trains a prior; fields up to ``lora_rank`` as of :class:`PriorConfig`, sizes of a ``language_model``
+    its own.
 
     The shards say all else: whose tokens, their grids, the size of clips (``train.frames`` and ``train.size`` are not
     read), the width of captions. ``held_out``: share of the videos that is never trained on, for measuring.
     """
 
     name: str
-    kind: Literal["ar", "scale", "masked"]
+    kind: Literal["ar", "scale", "masked", "llm"]
     hidden_size: int = 256
     num_layers: int = 5
     num_heads: int = 4
     chunk_bits: int = 8
     order: Literal["level", "time"] = "level"
     text_dropout: float = 0.1
+    language_model: str | None = None
+    lora_rank: int = 0
     held_out: float = 0.02
     train: TrainConfig
 
@@ -64,7 +69,10 @@ class PriorRecipe:
 
     def config(self, header: ShardHeader) -> PriorConfig:
         """The prior for such shards. Raises ValueError for fields that do not go together, or with the words."""
-        g = header.geometry
+        g, hidden_size, num_heads = header.geometry, self.hidden_size, self.num_heads
+        if self.language_model is not None:
+            shape = read_text_config(resolve_folder(self.language_model)).get_text_config()
+            hidden_size, num_heads = shape.hidden_size, shape.num_attention_heads
         return PriorConfig(
             kind=self.kind,
             tokenizer=header.model,
@@ -74,12 +82,14 @@ class PriorRecipe:
             height=g.height,
             width=g.width,
             text_dim=header.text_dim or 1,  # without embeddings nothing is ever read
-            hidden_size=self.hidden_size,
+            hidden_size=hidden_size,
             num_layers=self.num_layers,
-            num_heads=self.num_heads,
+            num_heads=num_heads,
             chunk_bits=self.chunk_bits,
             order=self.order,
             text_dropout=self.text_dropout,
+            language_model=self.language_model,
+            lora_rank=self.lora_rank,
         )
 
     def origin(self, header: ShardHeader, init: Prior | None) -> dict[str, Any]:
@@ -226,7 +236,7 @@ def measured(recipe: PriorRecipe, prior: Prior, shards: TokenShards, found: Surv
         "steps": recipe.train.steps,
         "training_clips": found.training,
         "held_out_clips": len(found.held_out),
-        "exact": recipe.kind == "ar",
+        "exact": prior.config.is_sequential,
         "levels": [
             {"level": level, "held_out_bits": spent, "unigram_bits": unigram}
             for level, (spent, unigram) in enumerate(zip(bits, found.unigram, strict=True), start=1)

@@ -17,7 +17,8 @@ from pyratok.tasks.generation.sampling import Noise, Sampler, SamplingConfig
 from pyratok.types import ModelId, TextEmbedding
 from tiny_priors import CONFIG, GEOMETRY, KINDS, TOKENIZER, random_text, random_tokens, tiny_prior
 
-STEPS = {"ar": 100, "ar by time": 100, "masked": 100, "scale": 250}  # a step of scale teaches one level of three
+STEPS = {"ar": 100, "ar by time": 100, "masked": 100, "scale": 250, "llm": 100, "llm by time": 100}
+"""A step of scale teaches one level of three."""
 
 
 def sampler(prior: Prior, batch: int = 2, **config: object) -> Sampler:
@@ -35,7 +36,7 @@ def shown(prior: MaskedPrior) -> dict[str, torch.Tensor]:
     return choices | {"hidden": hidden, "group": torch.tensor(len(groups) - 1)}
 
 
-@pytest.mark.parametrize("kind", ["ar", "ar by time"])
+@pytest.mark.parametrize("kind", ["ar", "ar by time", "llm", "llm by time"])
 @torch.no_grad()
 def test_sampling_by_cache_has_the_likelihood_of_teacher_forcing(kind: str) -> None:
     prior, text = tiny_prior(kind), random_text()
@@ -67,7 +68,7 @@ def test_scale_by_cache_sees_what_it_sees_in_training() -> None:
     torch.testing.assert_close(-gained[~known], taught.flatten(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["ar", "ar by time"])
+@pytest.mark.parametrize("kind", ["ar", "ar by time", "llm", "llm by time"])
 @torch.no_grad()
 def test_words_do_not_see_later_ones(kind: str) -> None:
     prior, tokens = tiny_prior(kind), random_tokens(1)

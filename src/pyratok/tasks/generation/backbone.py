@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,12 +26,14 @@ class TextMemory:
 class KVCache:
     """Keys and values of the places read so far, per layer ``[B, heads, capacity, d]``.
 
-    A pass writes behind the first ``length`` places; only who advances ``length`` makes them stay.
+    A pass writes behind the first ``length`` places; only who advances ``length`` makes them stay. ``beside``: what a
+    language model of transformers keeps in place of ``layers``.
     """
 
     capacity: int
     length: int = 0
     layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    beside: Any = None
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all places up to these new ones."""

@@ -15,18 +15,20 @@ class PriorConfig:
     """Shape of a prior over the words of a tokenizer.
 
     ``kind``: ``ar`` predicts word after word, ``scale`` all words of a level given the levels before, ``masked`` any
-    words given any others. ``tokenizer``, ``strides`` and ``num_bits`` are those of the model whose tokens it learns;
-    ``frames``, ``height`` and ``width`` the largest clips that it meets in training.
+    words given any others; ``llm`` as ``ar``, by a causal transformers language model: that of the folder (or hub id)
+    ``language_model``, whose ``hidden_size`` is told too, or a small Qwen2. With ``lora_rank`` it stays as it is under
+    adapters. ``tokenizer``, ``strides`` and ``num_bits`` are those of the model whose tokens are learned; ``frames``,
+    ``height`` and ``width`` the largest clips that are met in training.
 
-    ``order`` (of ``ar`` alone): ``level`` is the paper's, level after level; ``time`` goes through all levels of one
-    latent step after another, so that frames can be decoded while later ones are sampled.
+    ``order`` (of ``ar`` and ``llm`` alone): ``level`` is the paper's, level after level; ``time`` goes through all
+    levels of one latent step after another, so that frames can be decoded while later ones are sampled.
 
     A word is predicted in chunks of ``chunk_bits`` bits, each by a softmax that knows the chunks before it.
     ``text_dim``: width of the text encoder's tokens. ``text_dropout``: share of training clips that are told nothing,
     which guidance needs.
     """
 
-    kind: Literal["ar", "scale", "masked"]
+    kind: Literal["ar", "scale", "masked", "llm"]
     tokenizer: ModelId
     strides: tuple[Stride, ...]
     num_bits: int = 16
@@ -40,15 +42,24 @@ class PriorConfig:
     chunk_bits: int = 8
     order: Literal["level", "time"] = "level"
     text_dropout: float = 0.1
+    language_model: str | None = None
+    lora_rank: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_bits", "text_dim", "hidden_size", "num_layers", "num_heads", "chunk_bits"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.kind not in ("ar", "scale", "masked"):
-            raise ValueError(f"kind must be ar, scale or masked, got {self.kind!r}")
-        if self.order not in ("level", "time") or (self.order == "time" and self.kind != "ar"):
-            raise ValueError(f"order must be level, or time for kind ar; got {self.order!r} for {self.kind!r}")
+        if self.kind not in ("ar", "scale", "masked", "llm"):
+            raise ValueError(f"kind must be ar, scale, masked or llm, got {self.kind!r}")
+        if self.order not in ("level", "time") or (self.order == "time" and not self.is_sequential):
+            raise ValueError(f"order must be level, or time for ar and llm; got {self.order!r} for {self.kind!r}")
+        if self.lora_rank < 0 or (self.kind != "llm" and (self.lora_rank or self.language_model)):
+            raise ValueError(
+                f"language_model and lora_rank, 0 or more, are for kind llm; got {self.language_model!r} and "
+                f"{self.lora_rank} for {self.kind!r}"
+            )
+        if self.lora_rank and self.language_model is None:
+            raise ValueError("adapters are for a pretrained language model: give the folder of one as language_model")
         if self.hidden_size % (8 * self.num_heads):  # a head turns in four directions, by pairs
             raise ValueError(
                 f"hidden_size must be a multiple of eight times num_heads, got {self.hidden_size} and {self.num_heads}"
@@ -66,6 +77,11 @@ class PriorConfig:
     def geometry(self) -> Geometry:
         """The largest clips that the prior knows."""
         return Geometry(frames=self.frames, height=self.height, width=self.width, strides=self.strides)
+
+    @property
+    def is_sequential(self) -> bool:
+        """Is it one word after another?"""
+        return self.kind in ("ar", "llm")
 
     @property
     def head_dim(self) -> int:

@@ -12,7 +12,7 @@ from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
 from pyratok.types import ModelId
-from pyratok.vae.hub import load_weights, read_weights
+from pyratok.vae.hub import read_weights
 
 FORMAT, VERSION = "pyratok-prior", 1
 
@@ -20,7 +20,7 @@ FORMAT, VERSION = "pyratok-prior", 1
 def save_prior(prior: Prior, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
     """Write ``config.json`` and ``model.safetensors``, weights in ``dtype``, whole or not at all."""
     header = {"format": FORMAT, "version": VERSION, "prior": to_dict(prior.config)}
-    save_companion(folder, header, {name: value.to(dtype) for name, value in prior.state_dict().items()})
+    save_companion(folder, header, {name: value.to(dtype) for name, value in prior.own_state().items()})
 
 
 def load_prior(folder: str | os.PathLike[str], tokenizer: ModelId | None = None) -> Prior:
@@ -32,7 +32,8 @@ def load_prior(folder: str | os.PathLike[str], tokenizer: ModelId | None = None)
     with companion(folder, FORMAT, VERSION) as (weights, header):
         config = from_dict(PriorConfig, header["prior"])
         require_tokenizer("prior", config.tokenizer, tokenizer)
-        with torch.device("meta"):
+        # A language model reads weights of its own first.
+        with torch.device("cpu" if config.kind == "llm" else "meta"):
             prior = build_prior(config)
-        load_weights(prior, read_weights(weights))
+        prior.load_own(read_weights(weights))
     return prior.eval().requires_grad_(False)

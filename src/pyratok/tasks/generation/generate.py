@@ -37,6 +37,10 @@ class Known:
 
 def build_prior(config: PriorConfig) -> Prior:
     """The prior that ``config`` describes, untrained."""
+    if config.kind == "llm":
+        from pyratok.tasks.generation.language_model import LLMPrior
+
+        return LLMPrior(config)
     return ARPrior(config) if config.kind == "ar" else MaskedPrior(config)
 
 

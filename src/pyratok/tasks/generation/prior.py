@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.layout import Layout, layout_of
 from pyratok.tasks.generation.sampling import Sampler
 from pyratok.types import Geometry, TextEmbedding, TokenPyramid
+from pyratok.vae.hub import load_weights
 
 OnWords = Callable[[Tensor, int], None]
 """Gets all words ``[B, n]`` and how many places from the first on are final."""
@@ -90,6 +91,14 @@ class Prior(nn.Module):
                 if isinstance(layer, nn.Linear) and layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         nn.init.normal_(self.untold, std=0.02)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What a file of this prior holds."""
+        return self.state_dict()
+
+    def load_own(self, weights: Mapping[str, Tensor]) -> None:
+        """Fill in :meth:`own_state`. Raises ValueError for other names or shapes, before anything is changed."""
+        load_weights(self, weights)
 
     @abstractmethod
     def draw(

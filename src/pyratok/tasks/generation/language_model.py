@@ -1,0 +1,125 @@
+"""A prior that is a transformers language model: word after word, behind the caption, by what it knows of sequences.
+
+```
+caption (projected)   <SOI>   q1_1 ...  q1_n + <Q-SEP>   q2_1 ...      what the language model reads
+                      q1_1    q1_2 ...  q2_1             q2_2 ...      what is predicted there
+```
+
+Words enter and leave as in :class:`~pyratok.tasks.generation.autoregressive.ARPrior`, by embeddings of their bits and a
+factorised head; between them any causal model that takes ``inputs_embeds`` (Qwen2, Qwen2.5-VL's decoder, Llama ...)
+stands in for the transformer that knows places: where a word lies is told by what is added to it alone.
+
+Source: PyraTok (arXiv 2601.16210), App. B.4: text to video through the decoder of Qwen2.5-VL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyratok.model.alignment import TokenLMConfig, build_backbone, require_causal
+from pyratok.nn.lora import LoRAConfig, inject
+from pyratok.tasks.generation.autoregressive import ARPrior
+from pyratok.tasks.generation.backbone import KVCache, TextMemory, Turn
+from pyratok.tasks.generation.config import PriorConfig
+
+BACKBONE = "backbone.model."
+"""Where the weights of the language model are in the state of a prior."""
+
+
+class LLMPrior(ARPrior):
+    """The prior of kind ``llm``.
+
+    With ``config.lora_rank`` the language model stays as it is under adapters, and a prior on disk holds these alone:
+    to be read it needs the folder that ``config.language_model`` names.
+    """
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__(config)
+        self.backbone = LanguageBackbone(config)  # type: ignore[assignment]
+        adapted = {name for name, weight in self.named_parameters() if weight.requires_grad}
+        self._lent = {name for name in self.state_dict() if name.startswith(BACKBONE) and name not in adapted}
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What the prior has learned: all but a language model that stays as it is."""
+        lent = self._lent if self.config.lora_rank else set()
+        return {name: value for name, value in self.state_dict().items() if name not in lent}
+
+    def load_own(self, weights: Mapping[str, Tensor]) -> None:
+        wanted = self.own_state()
+        if wanted.keys() != weights.keys():
+            other = sorted(wanted.keys() ^ weights.keys())
+            raise ValueError(f"the weights do not fit the configuration: {len(other)} differ, such as {other[0]}")
+        self.load_state_dict(weights, strict=False)
+
+
+class LanguageBackbone(nn.Module):
+    """A causal language model in the place of :class:`~pyratok.tasks.generation.backbone.Backbone`."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        shape = TokenLMConfig(
+            num_levels=1,
+            text_dim=config.text_dim,
+            hidden_size=config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            backbone=config.language_model,
+        )
+        self.model = build_backbone(shape)
+        width = self.model.config.hidden_size
+        if width != config.hidden_size:
+            raise ValueError(f"hidden_size must be that of the language model, {width}, got {config.hidden_size}")
+        # Tokens here are no text: a table of word pieces would only take memory, and never get a gradient.
+        self.model.set_input_embeddings(nn.Identity())
+        require_causal(self.model, width)
+        if config.lora_rank:
+            inject(self.model, LoRAConfig(rank=config.lora_rank, alpha=2.0 * config.lora_rank))
+            for name, weight in self.model.named_parameters():
+                weight.requires_grad_(name.endswith((".down", ".up")))
+        else:
+            self.model.requires_grad_(True)
+
+    def remember(self, text_BNH: Tensor, mask_BN: Tensor) -> TextMemory:
+        """The caption is read before all words, as they are."""
+        return TextMemory(((text_BNH, text_BNH),), mask_BN[:, None, None])
+
+    def forward(
+        self,
+        x: Tensor,
+        at: Turn,
+        keys_at: Turn,
+        memory: TextMemory,
+        *,
+        causal: bool = True,
+        allowed: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """``[B, m, H]`` to the same shape. ``at`` and ``keys_at`` are not read: the model counts places itself."""
+        assert causal, "a language model reads in one direction"
+        assert allowed is None, "a language model reads in one direction"
+        told, (caption, _) = memory.mask[:, 0, 0], memory.layers[0]
+        begins = cache is None or not cache.length
+        inputs = torch.cat([caption.to(x.dtype), x], dim=1) if begins else x
+        read = x.shape[1] + (0 if cache is None else cache.length)
+        mask = F.pad(told, (0, read), value=True)
+        # Padding of a caption takes no place.
+        places = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -inputs.shape[1] :]
+        if begins and cache is not None:
+            from transformers import DynamicCache
+
+            cache.beside = DynamicCache()
+        held: Any = None if cache is None else cache.beside
+        hidden = self.model(
+            inputs_embeds=inputs.to(self.model.dtype),
+            attention_mask=mask.long(),
+            position_ids=places,
+            past_key_values=held,
+            use_cache=held is not None,
+        ).last_hidden_state
+        found: Tensor = hidden[:, -x.shape[1] :].to(x.dtype)
+        return found
