@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 
+from fakes import moving_video
+from pyratok.cli import app
 from pyratok.config import TextHeadConfig
+from pyratok.data.video_io import save_video
 from pyratok.model.baseline import BaselineConfig, BaselineTokenizer
+from pyratok.model.pretrained import ModelLoadError
+from pyratok.model.pyratok import PyraTok
 from pyratok.quantization.baselines import Kind, QuantizerConfig
 from tiny import LAPQ, VAE, StubText, random_video
 
@@ -47,6 +53,35 @@ def test_every_kind_is_a_tokenizer(kind: Kind) -> None:
         found = model.quantize(model.vae.encode_taps(padded)[-1])
         direct = model.vae.decode(model.out(model.features(found.features)))
     assert torch.allclose(back.plain(), direct[..., :30, :].clamp(-1, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_it_is_the_same_after_a_trip_to_disk(kind: Kind, tmp_path: Path) -> None:
+    model, video = tiny_baseline(kind), random_video()
+    model.save_pretrained(tmp_path / "model")
+    back = PyraTok.from_pretrained(tmp_path / "model")
+    assert isinstance(back, BaselineTokenizer)
+    assert back.model_id == model.model_id
+    tokens = model.encode(video)
+    assert back.encode(video) == tokens
+    # Up to the memory layout, which loading chooses for speed.
+    assert torch.allclose(back.decode(tokens).plain(), model.decode(tokens).plain(), atol=1e-5)
+    text = (tmp_path / "model/config.json").read_text()
+    (tmp_path / "model/config.json").write_text(text.replace("pyratok-baseline", "pyratok-model"))
+    with pytest.raises(ModelLoadError):
+        PyraTok.from_pretrained(tmp_path / "model")
+
+
+def test_commands_take_it(tmp_path: Path) -> None:
+    tiny_baseline("rvq").save_pretrained(tmp_path / "model")
+    save_video(moving_video(), tmp_path / "in.mp4")
+    model = ["--model", str(tmp_path / "model")]
+    assert app.run(["encode", str(tmp_path / "in.mp4"), "-o", str(tmp_path / "t.pyra"), *model]) == 0
+    assert app.run(["decode", str(tmp_path / "t.pyra"), "-o", str(tmp_path / "out.mp4"), *model]) == 0
+    assert app.run(["info", str(tmp_path / "model")]) == 0
+    options = ["-o", str(tmp_path / "shards"), "--no-text", "--frames", "5", "--size", "32", *model]
+    assert app.run(["tokenize", str(tmp_path / "in.mp4"), *options]) == 0
+    assert (tmp_path / "shards/000000.parquet").exists()
 
 
 def test_a_part_of_a_cell_is_refused() -> None:

@@ -14,6 +14,7 @@ share it. Each such word is a level of the :class:`~pyratok.types.TokenPyramid`,
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -117,6 +118,12 @@ class BaselineTokenizer(VideoTokenizer):
 
     def read(self, signs: Sequence[Tensor]) -> Tensor:
         return cast(Tensor, self.text_head(self.meaning(self._quantized(signs)), 0))
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
+        """As :meth:`pyratok.model.pyratok.PyraTok.save_pretrained`, whose ``from_pretrained`` loads it."""
+        from pyratok.model.pretrained import save_pretrained
+
+        save_pretrained(self, folder, dtype=dtype)
 
     def config_dict(self) -> dict[str, Any]:
         return to_dict(self.config)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from pyratok.config import PyraTokConfig, from_dict
 from pyratok.model.base import VideoTokenizer
+from pyratok.model.baseline import BaselineConfig, BaselineTokenizer
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import merge
 from pyratok.vae.hub import load_weights, read_json, read_weights, replacing_folder, resolve_folder
 from pyratok.vae.wan_blocks import channels_last_
 
-FORMAT = "pyratok-model"
+FORMAT, BASELINE = "pyratok-model", "pyratok-baseline"
 VERSION = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # What a model's weights are called where another model was overwritten: CONFIG then names the file that counts.
@@ -36,7 +37,9 @@ class ModelLoadError(ValueError):
     """A model folder that is missing, damaged or of another kind."""
 
 
-def save_pretrained(model: PyraTok, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
+def save_pretrained(
+    model: PyraTok | BaselineTokenizer, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
+) -> None:
     """Write ``config.json`` and ``model.safetensors``; the folder appears whole or not at all.
 
     Where there is a model already the weights get a name of their own beside the old ones, and replacing
@@ -46,13 +49,14 @@ def save_pretrained(model: PyraTok, folder: str | os.PathLike[str], *, dtype: to
     with fewer digits is a model of its own: its ids differ here and there.
     """
     final = Path(folder)
-    plain = PyraTok(model.config)
+    plain = _build(FORMAT if isinstance(model, PyraTok) else BASELINE, model.config_dict())
     plain.load_state_dict(merge(copy.deepcopy(model)).state_dict())
     tensors = packed(plain, dtype)
     plain.load_state_dict(unpacked(tensors))
     digest = plain.digest()
     weights = f"model-{digest[:16]}.safetensors" if (final / CONFIG).exists() else WEIGHTS
-    header = {"format": FORMAT, "version": VERSION, "fingerprint": plain.fingerprint(), "digest": digest}
+    kind = FORMAT if isinstance(model, PyraTok) else BASELINE
+    header = {"format": kind, "version": VERSION, "fingerprint": plain.fingerprint(), "digest": digest}
     header |= {"weights": weights} if weights != WEIGHTS else {}
     with replacing_folder(final) as unfinished:
         save_file(tensors, unfinished / weights)
@@ -155,8 +159,16 @@ def _output_axes(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _load_native(folder: Path, config: dict[str, Any]) -> PyraTok:
-    if config.pop("format", None) != FORMAT:
+def _build(kind: str, config: dict[str, Any]) -> PyraTok | BaselineTokenizer:
+    """The untrained tokenizer of a configuration."""
+    if kind == BASELINE:
+        return BaselineTokenizer(from_dict(BaselineConfig, config))
+    return PyraTok(from_dict(PyraTokConfig, config))
+
+
+def _load_native(folder: Path, config: dict[str, Any]) -> PyraTok | BaselineTokenizer:
+    kind = config.pop("format", None)
+    if kind not in (FORMAT, BASELINE):
         raise ValueError(f'{CONFIG} is not that of a pyratok model (no "format": "{FORMAT}")')
     version = config.pop("version", None)
     if version != VERSION:
@@ -166,7 +178,7 @@ def _load_native(folder: Path, config: dict[str, Any]) -> PyraTok:
     if not isinstance(weights, str) or Path(weights).name != weights:
         raise ValueError(f"weights: expected the name of a file in this folder, got {weights!r}")
     with torch.device("meta"):
-        model = PyraTok(from_dict(PyraTokConfig, config))
+        model = _build(kind, config)
     load_weights(model, unpacked(read_weights(folder / weights)))
     # The fingerprint leaves out the text head, the digest nothing.
     if model.eval().pin_fingerprint() != fingerprint or digest not in (None, model.digest()):

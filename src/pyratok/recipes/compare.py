@@ -4,7 +4,7 @@
 OUT/frames/                      decoded frames, shared by all
 OUT/VARIANT/seed-N/result.json   when measured; until then checkpoints/, log.jsonl
 OUT/VARIANT/seed-N/reading/      while its text head learns from its finished tokens
-OUT/VARIANT/seed-N/model/        the trained tokenizer, for variants of LaPQ
+OUT/VARIANT/seed-N/model/        the trained tokenizer
 ```
 
 All variants start from one VAE, with everything else fresh, and see the same clips in the same order for a seed.
@@ -38,6 +38,7 @@ from pyratok.eval.reconstruction import EvalProtocol, find_clips, load_clip
 from pyratok.files import alone_in
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
 from pyratok.model.base import VideoTokenizer
+from pyratok.model.baseline import BaselineTokenizer
 from pyratok.model.pretrained import from_pretrained
 from pyratok.model.pyratok import PyraTok
 from pyratok.nn.lora import merge
@@ -285,8 +286,8 @@ def train_variant(
         bits_per_pixel=rate,
         values=values,
     )
-    if isinstance(tokenizer, PyraTok):
-        tokenizer.save_pretrained(folder / "model")
+    assert isinstance(tokenizer, PyraTok | BaselineTokenizer)
+    tokenizer.save_pretrained(folder / "model")
     write_json(folder / RESULT, {"origin": origin, "run": asdict(run)})
     for done in ("checkpoints", "reading"):
         shutil.rmtree(folder / done, ignore_errors=True)
