@@ -23,6 +23,7 @@ from pyratok.eval.benchmarks.contract import BenchmarkProtocol, BenchmarkRecord,
 from pyratok.eval.benchmarks.reconstructed import ReconstructedProtocol
 from pyratok.eval.benchmarks.registry import ENTRIES
 from pyratok.eval.benchmarks.rendered import RenderedProtocol
+from pyratok.eval.benchmarks.world import WorldProtocol
 from pyratok.eval.codebook_usage import UsageProtocol, UsageRecord
 from pyratok.eval.language import LanguageProtocol, LanguageRecord, Score
 from pyratok.eval.predictability import LevelBits, PredictabilityProtocol, PredictabilityRecord
@@ -248,6 +249,16 @@ def test_baselines_stand_once_and_variants_beside_their_model(tmp_path: Path) ->
     models = ("nano", "nano with crf", "nano blind", "other", "other with crf", "other blind")
     assert group.tables[0].heads == ("measure", *models, "centre", "random", "random (other)")
     assert group.tables[0].rows[0][:3] == ["Jaccard, seen, %", "30.00", "40.00"]
+
+
+def test_priors_that_are_asked_the_same_stand_side_by_side(tmp_path: Path) -> None:
+    values = {"noun": 0.75, "noun, shuffled": 0.0625, "fd": 1.5}
+    one, other = (benchmark(WorldProtocol(prior=name * 16, shards=name * 16), values) for name in "ab")
+    far = benchmark(WorldProtocol(prior="c" * 16, prompts=50), values)
+    groups = group_results(read_results(write(tmp_path, a=one, b=other, c=far))[0])["world"]
+    assert [len(group.results) for group in groups] == [2, 1]
+    assert groups[0].labels == ("nano 00000000 aaaaaaaa", "nano 00000000 bbbbbbbb")
+    assert groups[0].tables[0].rows[0][:3] == ["right thing, %", "75.0", "75.0"]
 
 
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ _LABELS = {
     "mean_class_top1": "top-1, mean over classes",
     "chance_top1": "top-1 by chance",
     "accuracy_over_questions": "accuracy, over questions",
+    "noun": "right thing",
+    "colour": "right colour",
+    "way": "right way",
+    "all": "thing, colour and way",
+    "agreement": "nearer to its own prompt",
+    "fd": "Frechet distance, ST-LPIPS features",
+    "nearest": "bits in common with the nearest training clip",
+    "copies": "copies of training clips",
 }
 _REWRITTEN = (
     (r"map_at_(.*)", r"mAP at tIoU \1"),
@@ -52,6 +60,8 @@ _SHOWN = (
     (r"ssim|(st_)?lpips", 3, 1.0),
     (r"bd_rate.*|g?fvd|rfvd|tc", 1, 1.0),
     (r"ap\d*|ar\d+|jaccard.*|(average_)?map.*|top\d|.*_top1|chance|accuracy.*|questions.*|pointing.*", 2, 100.0),
+    (r"noun|colour|way|all|agreement|nearest", 1, 100.0),
+    (r"copies", 0, 1.0),
 )
 
 

@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 from pyratok.report.results_measures import Measure, describe
 
+MEASURED = ("prior", "shards")
+"""Fields of a protocol that say who was measured."""
 RECORD = "record.json"
 """The result in the folder of a run; other files there are not results."""
 
@@ -67,6 +69,11 @@ class Result:
     bits: Mapping[str, Sequence[float]] = field(default_factory=dict)
     paper: Cells = field(default_factory=dict)
     headline: str = ""
+
+    @property
+    def rules(self) -> str:
+        """What results have to have in common to be compared: the protocol but for what is measured by it."""
+        return digest_of({name: value for name, value in self.protocol.items() if name not in MEASURED})
 
     @property
     def is_ablation(self) -> bool:
@@ -185,9 +192,10 @@ def _benchmark(path: Path, document: Mapping[str, Any]) -> Result:
     if found := {k: annotations["counts"].get(k, 0) for k, n in expected.items() if annotations["counts"].get(k) != n}:
         said = ", ".join(f"{count:,} {key} where {expected[key]:,} are distributed" for key, count in found.items())
         notes.append(f"The annotations are another revision, or a part: {said}.")
+    shared = _shared(path, document)
     return Result(
-        **_shared(path, document),
-        weights=str(document["weights"] or ""),
+        **shared,
+        weights=str(shared["protocol"].get("prior") or document["weights"] or ""),
         cells=cells,
         items={f"items {name}": int(items[name]) for name in ("found", "missing", "unreadable", "scored")},
         missing=(*map(str, document["missing"]), *(f"{name}: {why}" for name, why in document["unreadable"].items())),

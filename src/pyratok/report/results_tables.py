@@ -68,7 +68,7 @@ def group_results(results: Sequence[Result]) -> dict[str, list[Group]]:
     by_protocol: dict[tuple[str, str, int], list[Result]] = {}
     for index, result in enumerate(results):
         alone = index if result.is_ablation else -1
-        by_protocol.setdefault((result.benchmark, result.digest, alone), []).append(result)
+        by_protocol.setdefault((result.benchmark, result.rules, alone), []).append(result)
     groups: dict[str, list[Group]] = {}
     for (benchmark, _, _), members in by_protocol.items():
         labels = ("",) if members[0].is_ablation else _labels(members)

@@ -8,7 +8,7 @@ without any network (:mod:`pyratok.eval.world_truth`), so that nobody grades the
 - agreement: clips that the text space of the tokenizer finds nearer to their own prompt than to that of another
 - copies: clips whose words are those of a training clip; nearest: the largest share of bits that a clip has in common
   with one, beside the same of rendered clips that are not trained on
-- fd and fd_tokenizer: Frechet distance to rendered clips, of generated ones and of others as the tokenizer gives them
+- fd: Frechet distance to rendered clips, of generated ones, and of others as the tokenizer gives them
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 AXES = 32
 """Of the principal axes of rendered clips' features, on which distances are measured: fewer than there are clips."""
 CLIPS_AT_ONCE = 256
+SHUFFLED, TOKENIZER = ", shuffled", ", tokenizer"
 ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1, dtype=np.uint8)
 """How many bits of a byte are set."""
 
@@ -144,7 +145,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
         others = [*truths[1:], truths[0]]
         made, again = ([said[name] for _, said in answers] for name in ("made", "again"))
         values = dict[str, float]()
-        for name, sights, wanted in (("", made, truths), ("_shuffled", made, others), ("_tokenizer", again, truths)):
+        for name, sights, wanted in (("", made, truths), (SHUFFLED, made, others), (TOKENIZER, again, truths)):
             values |= {f"{what}{name}": share for what, share in _shares(sights, wanted).items()}
         vectors, captions = (torch.tensor([said[name] for _, said in answers]) for name in ("vector", "caption"))
         own, other = ((vectors * told).sum(1) for told in (captions, captions.roll(-1, 0)))
@@ -154,7 +155,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
         }
         values |= _distances(**features)
         if shared := [said["shared"] for _, said in answers if "shared" in said]:
-            for name, key in (("nearest", "made"), ("nearest_tokenizer", "again")):
+            for name, key in (("nearest", "made"), (f"nearest{TOKENIZER}", "again")):
                 values[name] = statistics.fmean(pair[key]["share"] for pair in shared)
             values["copies"] = float(sum(pair["made"]["share"] == 1.0 for pair in shared))
         details = {
@@ -253,7 +254,7 @@ def _distances(made: Tensor, again: Tensor, real: Tensor) -> dict[str, float]:
     if not len(axes):
         return {}
     reference, first, second = (feature_statistics(F.linear(x - centre, axes)) for x in (known, made[1::2], rest))
-    return {"fd": frechet_distance(reference, first), "fd_tokenizer": frechet_distance(reference, second)}
+    return {"fd": frechet_distance(reference, first), f"fd{TOKENIZER}": frechet_distance(reference, second)}
 
 
 def with_prior(benchmark: WorldBenchmark, networks: Mapping[str, Path]) -> WorldBenchmark:
