@@ -113,6 +113,14 @@ class TestGenerate:
         assert pyratok(*command, "--seed", 5, "--temperature", "0.5,1,1,1", "--top-k", 9) == 0
         assert load_tokens(tmp_path / "x.pyra") == second
 
+    def test_first_levels_alone(self, model: PyraTok, tmp_path: Path, pyratok: Command) -> None:
+        save_prior(prior_of(model, levels=2), tmp_path / "prior")
+        command = ["generate", "a ball", "--prior", tmp_path / "prior", "-o"]
+        assert pyratok(*command, tmp_path / "x.mp4") == 0
+        assert probe(tmp_path / "x.mp4").frames == 9
+        assert pyratok(*command, tmp_path / "x.pyra") == 0
+        assert len(load_tokens(tmp_path / "x.pyra").levels) == 2
+
     def test_an_image(self, prior: Path, tmp_path: Path, pyratok: Command) -> None:
         command = ["generate", "a ball", "--prior", prior, "--frames", 1, "-o"]
         assert pyratok(*command, tmp_path / "x.png") == 0

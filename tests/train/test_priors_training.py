@@ -111,6 +111,14 @@ def test_what_depends_on_the_place_is_learned(kind: str, shards: Path, tmp_path:
     assert unseen_words(folder, "a DISC of gold") == ["a", "gold", "of"]
 
 
+def test_the_first_levels_alone(shards: Path, tmp_path: Path) -> None:
+    folder = run_prior(recipe("ar", levels=2), shards, tmp_path / "run")
+    found = json.loads((tmp_path / "run/prior.json").read_text())
+    assert [level["level"] for level in found["levels"]] == [1, 2]
+    assert "bits_3" not in log(tmp_path / "run")[0]
+    assert len(generate(load_prior(folder), None, GEOMETRY).levels) == 2
+
+
 @every_kind
 def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(kind: str, shards: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -106,7 +106,7 @@ def bits_per_token(
     """
     generator = torch.Generator().manual_seed(seed)
     wanted = 1 if prior.config.is_sequential else draws
-    sizes = torch.tensor([math.prod(grid) for grid in shards.header.grids])
+    sizes = torch.tensor([math.prod(grid) for grid in shards.header.grids[: prior.config.num_levels]])
     spent, looks = torch.zeros(len(sizes), dtype=torch.float64), torch.zeros(len(sizes))
     for first in range(0, len(clips), batch_size):
         batch = shards.collate([shards[number] for number in clips[first : first + batch_size]])

@@ -41,7 +41,7 @@ PRIOR, RECORD = "prior", "prior.json"
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRecipe:
-    """A run that trains a prior; fields up to ``lora_rank`` as of :class:`PriorConfig`, sizes of a ``language_model``
+    """A run that trains a prior; fields up to ``levels`` as of :class:`PriorConfig`, sizes of a ``language_model``
     its own.
 
     The shards say all else: whose tokens, their grids, the size of clips (``train.frames`` and ``train.size`` are not
@@ -58,6 +58,7 @@ class PriorRecipe:
     text_dropout: float = 0.1
     language_model: str | None = None
     lora_rank: int = 0
+    levels: int = 0
     held_out: float = 0.02
     train: TrainConfig
 
@@ -90,6 +91,7 @@ class PriorRecipe:
             text_dropout=self.text_dropout,
             language_model=self.language_model,
             lora_rank=self.lora_rank,
+            levels=self.levels,
         )
 
     def origin(self, header: ShardHeader, init: Prior | None) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Learner(nn.Module):
     def __init__(self, prior: Prior) -> None:
         super().__init__()
         self.prior = prior
-        self.register_buffer("bits", torch.full((len(prior.config.strides),), float(prior.config.num_bits)))
+        self.register_buffer("bits", torch.full((prior.config.num_levels,), float(prior.config.num_bits)))
 
 
 class PriorObjective(Objective):
@@ -134,7 +136,7 @@ class PriorObjective(Objective):
         part = part or Part.whole(batch.tokens.batch_size)
         drawn = self.model.prior.draw(part.total, batch.tokens.geometry)
         choices = {name: part.of(value) if value.ndim else value for name, value in drawn.items()}
-        *others, last = batch.tokens.levels
+        *others, last = batch.tokens.levels[: self.model.prior.config.num_levels]
         choices |= {f"ids_{level}": ids for level, ids in enumerate(others, start=1)}
         if batch.text is not None:
             text = batch.text
@@ -143,7 +145,7 @@ class PriorObjective(Objective):
 
     def terms(self, video: Tensor, **choices: Tensor) -> tuple[Named, Named]:
         config = self.model.prior.config
-        others = [choices[f"ids_{level}"] for level in range(1, len(config.strides))]
+        others = [choices[f"ids_{level}"] for level in range(1, config.num_levels)]
         tokens = TokenPyramid((*others, video[:, 0]), config.geometry, config.tokenizer, config.num_bits)
         text = None
         if "text_tokens" in choices:
@@ -227,7 +229,8 @@ def begin(config: PriorConfig, begun: Prior | None = None) -> Prior:
 def measured(recipe: PriorRecipe, prior: Prior, shards: TokenShards, found: Survey) -> dict[str, Any]:
     """What is known of a trained prior, JSON-ready; None where there is no clip to measure by."""
     seed = recipe.train.seed
-    bits = bits_per_token(prior, shards, found.held_out, seed=seed) if found.held_out else [None] * len(found.unigram)
+    unigram = found.unigram[: prior.config.num_levels]
+    bits = bits_per_token(prior, shards, found.held_out, seed=seed) if found.held_out else [None] * len(unigram)
     return {
         "recipe": recipe.name,
         "kind": recipe.kind,
@@ -239,6 +242,6 @@ def measured(recipe: PriorRecipe, prior: Prior, shards: TokenShards, found: Surv
         "exact": prior.config.is_sequential,
         "levels": [
             {"level": level, "held_out_bits": spent, "unigram_bits": unigram}
-            for level, (spent, unigram) in enumerate(zip(bits, found.unigram, strict=True), start=1)
+            for level, (spent, unigram) in enumerate(zip(bits, unigram, strict=True), start=1)
         ],
     }

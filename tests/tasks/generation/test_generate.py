@@ -156,3 +156,24 @@ def test_refused() -> None:
         Known(tokens, tuple(torch.zeros(ids.shape) for ids in tokens.levels))
     with pytest.raises(TypeError, match="tmeperature"):
         generate(prior, None, GEOMETRY, tmeperature=1.0)
+
+
+@pytest.mark.parametrize("kind", ["ar", "ar by time", "scale", "masked"])
+def test_a_prior_of_the_first_levels_makes_these(kind: str) -> None:
+    prior, text, whole = tiny_prior(kind, levels=2), random_text(1), random_tokens(1)
+    made = generate(prior, text, GEOMETRY, steps=2)
+    assert [ids.shape for ids in made.levels] == [ids.shape for ids in whole.levels[:2]]
+    assert made.geometry == GEOMETRY
+    output = prior(whole, text)
+    assert prior(whole.prefix(2), text, prior.draw(1, GEOMETRY, measure=True)).token_nll.shape[0] == 1
+    assert set(output.level.tolist()) <= {0, 1}
+    gone_on = generate(prior, text, GEOMETRY, prefix=random_tokens(1).time_slice(0, 1), steps=2)
+    assert torch.equal(gone_on.levels[0][:, :1], whole.levels[0][:, :1])
+    region = torch.zeros(9, 16, 24, dtype=torch.bool)
+    region[:, :8] = True
+    filled = generate(prior, text, GEOMETRY, known=outside(whole, region), steps=2)
+    assert torch.equal(filled.levels[1][:, :, 1], whole.levels[1][:, :, 1])
+    with pytest.raises(ValueError, match="this prior wants 2 levels of 6 bits, got 1 of 6"):
+        prior(whole.prefix(1), text)
+    with pytest.raises(ValueError, match="levels are 1 to 3, or 0 for all, got 4"):
+        tiny_prior(kind, levels=4)

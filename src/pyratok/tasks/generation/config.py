@@ -18,7 +18,8 @@ class PriorConfig:
     words given any others; ``llm`` as ``ar``, by a causal transformers language model: that of the folder (or hub id)
     ``language_model``, whose ``hidden_size`` is told too, or a small Qwen2. With ``lora_rank`` it stays as it is under
     adapters. ``tokenizer``, ``strides`` and ``num_bits`` are those of the model whose tokens are learned; ``frames``,
-    ``height`` and ``width`` the largest clips that are met in training.
+    ``height`` and ``width`` the largest clips that are met in training. ``levels``: only so many, from the first one
+    on, are predicted, and clips are decoded from these; 0 for all.
 
     ``order`` (of ``ar`` and ``llm`` alone): ``level`` is the paper's, level after level; ``time`` goes through all
     levels of one latent step after another, so that frames can be decoded while later ones are sampled.
@@ -44,6 +45,7 @@ class PriorConfig:
     text_dropout: float = 0.1
     language_model: str | None = None
     lora_rank: int = 0
+    levels: int = 0
 
     def __post_init__(self) -> None:
         for name in ("num_bits", "text_dim", "hidden_size", "num_layers", "num_heads", "chunk_bits"):
@@ -69,6 +71,8 @@ class PriorConfig:
                 f"chunk_bits must divide num_bits = {self.num_bits} and be at most {MAX_CHUNK_BITS}, "
                 f"got {self.chunk_bits}"
             )
+        if not 0 <= self.levels <= len(self.strides):
+            raise ValueError(f"levels are 1 to {len(self.strides)}, or 0 for all, got {self.levels}")
         if not 0 <= self.text_dropout < 1:
             raise ValueError(f"text_dropout must be in [0, 1), got {self.text_dropout}")
         object.__setattr__(self, "strides", self.geometry.strides)  # checked, and tuples all through
@@ -77,6 +81,11 @@ class PriorConfig:
     def geometry(self) -> Geometry:
         """The largest clips that the prior knows."""
         return Geometry(frames=self.frames, height=self.height, width=self.width, strides=self.strides)
+
+    @property
+    def num_levels(self) -> int:
+        """How many levels are predicted."""
+        return self.levels or len(self.strides)
 
     @property
     def is_sequential(self) -> bool:

@@ -97,7 +97,7 @@ def generate(
     settings out of range.
     """
     layout = prior.layout(geometry)
-    config, num_levels = SamplingConfig(**sampling), len(prior.config.strides)
+    config, num_levels = SamplingConfig(**sampling), prior.config.num_levels
     batch = _batch(batch, text, prefix, known)
     words, kept = _given(prior, layout, batch, prefix, known)
     if text is not None and len(text.tokens) != batch:
@@ -151,7 +151,8 @@ def _given(
         there, its_layout = prior.words_of(known.tokens)
         if its_layout.geometry != layout.geometry:
             raise ValueError(f"the known tokens are {_size(its_layout.geometry)}, asked for {_size(layout.geometry)}")
-        kept = layout.flatten([mask.to(words.device) for mask in known.masks]).expand(batch, -1).clone()
+        masks = known.masks[: layout.num_levels]
+        kept = layout.flatten([mask.to(words.device) for mask in masks]).expand(batch, -1).clone()
         words = torch.where(kept, there, words)
     if prefix is not None:
         there, its_layout = prior.words_of(prefix)

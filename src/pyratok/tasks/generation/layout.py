@@ -18,7 +18,7 @@ BASE = 100.0
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """The ``n`` places of a sequence of words.
+    """The ``n`` places of a sequence of words, those of the first ``num_levels`` levels.
 
     ``order`` int64 ``[n]``: place i holds word ``order[i]`` of all levels one after another, each in t, h, w order.
     Per place: ``level`` and latent ``step`` int64, and ``position`` float32 ``[n, 4]``: level, time in latent steps,
@@ -26,6 +26,7 @@ class Layout:
     """
 
     geometry: Geometry
+    num_levels: int
     order: Tensor
     level: Tensor
     step: Tensor
@@ -45,7 +46,7 @@ class Layout:
 
     def unflatten(self, places: Tensor) -> tuple[Tensor, ...]:
         """Inverse of :meth:`flatten`, batch axis kept."""
-        grids = [self.geometry.grid(level) for level in range(len(self.geometry.strides))]
+        grids = [self.geometry.grid(level) for level in range(self.num_levels)]
         flat = torch.empty_like(places)
         flat[:, self.order] = places
         parts = flat.split([math.prod(grid) for grid in grids], dim=1)
@@ -69,11 +70,13 @@ class Layout:
 
 
 @lru_cache(maxsize=32)
-def layout_of(geometry: Geometry, order: str) -> Layout:
-    """The places of a clip, level after level or latent step after latent step (PriorConfig.order)."""
+def layout_of(geometry: Geometry, order: str, num_levels: int = 0) -> Layout:
+    """The places of a clip, level after level or latent step after latent step (PriorConfig.order); of its first
+    ``num_levels`` levels, or all."""
+    num_levels = num_levels or len(geometry.strides)
     finest = [min(stride[axis] for stride in geometry.strides) for axis in (1, 2)]
     levels, steps, positions = [], [], []
-    for level, (t, h, w) in enumerate(geometry.strides):
+    for level, (t, h, w) in enumerate(geometry.strides[:num_levels]):
         grid = geometry.grid(level)
         cell = torch.cartesian_prod(*(torch.arange(size) for size in grid))
         levels.append(torch.full((len(cell),), level))
@@ -85,4 +88,4 @@ def layout_of(geometry: Geometry, order: str) -> Layout:
     step, position = torch.cat(steps), torch.cat(positions)
     by_time = torch.sort(step, stable=True).indices
     places = by_time if order == "time" else torch.arange(len(step))
-    return Layout(geometry, places, torch.cat(levels)[places], step[places], position[places])
+    return Layout(geometry, num_levels, places, torch.cat(levels)[places], step[places], position[places])

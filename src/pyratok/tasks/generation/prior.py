@@ -128,7 +128,7 @@ class Prior(nn.Module):
 
     def layout(self, geometry: Geometry) -> Layout:
         """Raises ValueError for clips that the prior does not know (:meth:`PriorConfig.check`)."""
-        return layout_of(self.config.check(geometry), self.config.order).to(self.untold.device)
+        return layout_of(self.config.check(geometry), self.config.order, self.config.num_levels).to(self.untold.device)
 
     def remember(self, text: TextEmbedding | None, batch: int, dropped: Tensor | None = None) -> TextMemory:
         """What is to be read of ``batch`` captions; those ``dropped`` bool ``[B]``, and empty ones, are not told."""
@@ -171,13 +171,14 @@ class Prior(nn.Module):
         config = self.config
         if tokens.model.fingerprint != config.tokenizer.fingerprint:
             raise ValueError(f"this prior has learned the tokens of {config.tokenizer}, not of {tokens.model}")
-        if len(tokens.levels) != len(config.strides) or tokens.num_bits != config.num_bits:
+        if len(tokens.levels) < config.num_levels or tokens.num_bits != config.num_bits:
             raise ValueError(
-                f"this prior wants {len(config.strides)} levels of {config.num_bits} bits, got "
+                f"this prior wants {config.num_levels} levels of {config.num_bits} bits, got "
                 f"{len(tokens.levels)} of {tokens.num_bits}"
             )
         layout = self.layout(tokens.geometry)
-        return layout.flatten([ids.to(self.untold.device) for ids in tokens.levels]).long(), layout
+        levels = tokens.levels[: config.num_levels]
+        return layout.flatten([ids.to(self.untold.device) for ids in levels]).long(), layout
 
     def _drop(self, batch: int, generator: torch.Generator | None, measure: bool) -> Tensor:
         return torch.rand(batch, generator=generator) < (0.0 if measure else self.config.text_dropout)
