@@ -43,5 +43,5 @@ def world_media(folder: Path) -> Path:
     return folder
 
 
-def tiny_world(folder: Path) -> World:
-    return make_world(folder, gather([world_media(folder / "media")]), CONFIG)
+def tiny_world(folder: Path, config: WorldConfig = CONFIG) -> World:
+    return make_world(folder, gather([world_media(folder / "media")]), config)

@@ -12,10 +12,11 @@ import pytest
 
 from pyratok.data.manifests import gather
 from pyratok.data.rendering import RenderConfig, render_clips
+from pyratok.data.scenes import render
 from pyratok.data.video_io import load_video
 from pyratok.data.words import is_unseen
 from pyratok.data.world import TINTS, Combination, World, WorldConfig, make_world, open_or_make, tinted
-from pyratok.eval.world_truth import Detector
+from pyratok.eval.world_truth import Detector, Sight
 from tiny_world import NOUNS, tiny_world, world_media
 
 
@@ -42,11 +43,23 @@ def test_nothing_is_seen_where_there_is_nothing(world: World) -> None:
     detector = Detector(world, 48)
     clip, _ = world.clip(3, 0, 9, 48)
     still = np.repeat(clip.video[:1], 9, axis=0)
-    assert (detector.look(still).way, detector.look(still).explained) == (None, 0.0)
+    assert detector.look(still) == Sight(noun=None, colour=None, way=None, explained=0.0)
     noise = np.random.default_rng(0).integers(0, 256, clip.video.shape, dtype=np.uint8)
     assert detector.look(noise).explained < 0.2
     with pytest.raises(ValueError, match=r"expected three or more frames \[T, 48, 48, 3\], got \[2, 48, 48, 3\]"):
         detector.look(still[:2])
+
+
+@pytest.mark.parametrize("colour", ["white", "red"])
+def test_what_lies_over_the_edge_is_what_it_is(world: World, colour: str, tmp_path: Path) -> None:
+    pale = tiny_world(tmp_path, replace(world.config, colours=("red", "white", "blue")))
+    detector = Detector(pale, 48)
+    for noun in NOUNS:
+        scene = pale.scene(np.random.default_rng(1), Combination(noun, colour, "left"), 9)
+        (item,) = scene.objects
+        motion = replace(item.motion, first=replace(item.motion.first, x=0.98), last=replace(item.motion.last, x=0.02))
+        sight = detector.look(render(replace(scene, objects=(replace(item, motion=motion),)), 9, 48).video)
+        assert (sight.noun, sight.colour, sight.way) == (noun, colour, "left")
 
 
 def test_clips_are_functions_of_their_number(world: World) -> None:
@@ -74,7 +87,8 @@ def test_bad_worlds_are_refused(world: World, tmp_path: Path) -> None:
         ({"colours": ("mauve",)}, "colours are one or more of"),
         ({"ways": ()}, "ways are one or more of"),
         ({"nouns": ()}, "needs a noun and a place"),
-        ({"sizes": (0.5, 0.4)}, "sizes are parts"),
+        ({"sizes": (0.2, 0.4)}, "sizes are parts"),
+        ({"nouns": ("moon", "moon")}, "named twice"),
         ({"held_out": 1.0}, "held_out is a share"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -96,7 +110,8 @@ def test_unseen_nouns_are_not_shown(tmp_path: Path) -> None:
     (media / f"{unseen}.png").write_bytes(picture)
     (media / f"{unseen}.txt").write_text(unseen)
     with pytest.raises(ValueError, match=f"no sprite shows {unseen}, or it is not one that training may name"):
-        open_or_make(tmp_path / "w", [media], nouns=(unseen,), things=1, places=2)
+        open_or_make(tmp_path / "w", [media], nouns=(unseen,), places=2, held_out=0.0)
+    assert open_or_make(tmp_path / "w", [media], nouns=NOUNS[:2], places=2, held_out=0.0).config.nouns == NOUNS[:2]
 
 
 def test_a_tint_keeps_shape_and_shade() -> None:
@@ -118,8 +133,10 @@ def test_rendering_goes_on_and_adds(tmp_path: Path) -> None:
     stamps = [path.stat().st_mtime_ns for path in (first[0], first[2])]
     assert render_clips(world, replace(config, clips=4)) == 2
     assert [path.stat().st_mtime_ns for path in (first[0], first[2])] == stamps
+    assert render_clips(world, replace(config, clips=1, seed=7)) == 1
     rows = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
-    assert len(rows) == 4
+    assert len(rows) == 5  # those of the first seed are still told
+    rows = rows[:4]
     for number, row in enumerate(rows):
         clip, shown = world.clip(0, number, 5, 32)
         assert (row["caption"], Combination(row["noun"], row["colour"], row["way"])) == (clip.caption, shown)
@@ -137,4 +154,6 @@ def test_places_keep_their_captions(world: World) -> None:
     for number, caption in enumerate(config.places):
         picture = cv2.imread(str(world.place(number)))
         assert picture.shape == (128, 128, 3)
-        assert caption.startswith("a photograph of")
+        # Sand is yellowish, a pond is blue, by the colours they were drawn in.
+        blue, red = picture[..., 0].mean(), picture[..., 2].mean()
+        assert (red > blue) == (caption == "a photograph of sand")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_priors_training import HEADER, log, recipe, write_toy
 
 from pretrained import save_qwen_vl
@@ -55,6 +56,27 @@ def test_the_language_model_stays_as_it_is(qwen: Path, tmp_path: Path) -> None:
     assert all(torch.equal(value, now[name]) for name, value in frozen.items())
     state = same.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in frozen.items())
+
+
+def test_another_language_model_is_refused(qwen: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "qwen"
+    shutil.copytree(qwen, folder)
+    save_prior(build_prior(recipe("llm", language_model=str(folder), lora_rank=2).config(HEADER)), tmp_path / "prior")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("mlp.down_proj.weight") and "visual" not in name)
+    save_file(weights | {name: weights[name] + 1}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelLoadError, match="is another one"):
+        load_prior(tmp_path / "prior")
+
+
+def test_what_is_stored_in_16_bits_learns_in_32(qwen: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "qwen"
+    shutil.copytree(qwen, folder)
+    weights = {name: value.bfloat16() for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    for rank in (0, 2):
+        prior = build_prior(recipe("llm", language_model=str(folder), lora_rank=rank).config(HEADER))
+        assert {weight.dtype for weight in prior.parameters()} == {torch.float32}
 
 
 def test_the_whole_language_model_may_learn(qwen: Path, tmp_path: Path) -> None:

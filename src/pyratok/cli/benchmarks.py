@@ -123,8 +123,12 @@ def options_of(name: str, settings: dict[str, str], networks: dict[str, str], mo
     from pyratok.eval.benchmarks.registry import Options
     from pyratok.model.companions import ANSWERER, shipped_companion
 
-    silent = "reader" in ENTRIES[name].networks and "reader" not in settings | networks
-    if silent and (shipped := shipped_companion(model, ANSWERER)):
+    if "reader" in networks and "reader" not in settings:
+        raise ValueError(
+            "--network reader=DIR needs to be told what it is: --set reader=answerer, =tokens or =language"
+        )
+    wanted = settings.get("reader", "answerer") == "answerer" and "reader" not in networks
+    if wanted and "reader" in ENTRIES[name].networks and (shipped := shipped_companion(model, ANSWERER)):
         settings, networks = settings | {"reader": "answerer"}, networks | {"reader": str(shipped)}
     return Options(settings=settings, networks={key: Path(path) for key, path in networks.items()})
 

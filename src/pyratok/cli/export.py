@@ -69,6 +69,7 @@ def weights(
     """The model with smaller weights, for --model: bfloat16, or int8 with a scale per output channel."""
     from torch import bfloat16, int8
 
+    from pyratok.model.baseline import BaselineTokenizer
     from pyratok.model.pyratok import PyraTok
     from pyratok.runtime.export import check_new
 
@@ -76,7 +77,7 @@ def weights(
     check_new(output)
     with watch.step("loading the model"):
         tokenizer = common.load_model(model)
-    if not isinstance(tokenizer, PyraTok):
+    if not isinstance(tokenizer, PyraTok | BaselineTokenizer):
         raise ValueError(f"{tokenizer.name} is not of pyratok's own format; only such models are stored")
     with watch.step("writing the weights"):
         tokenizer.save_pretrained(output, dtype={WeightType.bf16: bfloat16, WeightType.int8: int8}[dtype])

@@ -71,7 +71,7 @@ class WorldConfig:
     colours: tuple[str, ...] = ("red", "yellow", "green", "blue", "purple", "white")
     ways: tuple[str, ...] = tuple(WAYS)
     held_out: float = 0.2
-    sizes: tuple[float, float] = (0.3, 0.4)
+    sizes: tuple[float, float] = (0.25, 0.33)
 
     def __post_init__(self) -> None:
         for name, known in (("colours", TINTS), ("ways", WAYS)):
@@ -81,8 +81,10 @@ class WorldConfig:
             raise ValueError("a world needs a noun and a place, one or more of each")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out is a share in [0, 1), got {self.held_out}")
-        if not 0 < self.sizes[0] <= self.sizes[1] <= 0.5:
-            raise ValueError(f"sizes are parts of the frame's side in (0, 0.5], smallest first, got {self.sizes}")
+        if not 0 < self.sizes[0] <= self.sizes[1] <= 1 / 3:  # more would hide the place most of the time
+            raise ValueError(f"sizes are parts of the frame's side in (0, 1/3], smallest first, got {self.sizes}")
+        if len(set(self.nouns)) < len(self.nouns) or len(set(self.places)) < len(self.places):
+            raise ValueError("a noun or a place is named twice")
         shown = [set(values) for values in zip(*self.combinations(held_out=False), strict=True)]
         for name, met in zip(("nouns", "colours", "ways"), shown or [set[str]()] * 3, strict=True):
             if absent := set(getattr(self, name)) - met:
@@ -219,25 +221,26 @@ def open_or_make(
             )
         return world
     media = gather(roots)
-    config = choose(media, things, places)
-    config = replace(config, nouns=tuple(nouns) or config.nouns, held_out=held_out)
-    return make_world(folder, media, config)
+    return make_world(folder, media, choose(media, things, places, nouns, held_out))
 
 
-def choose(media: Media, things: int, places: int) -> WorldConfig:
-    """Nouns of one word whose drawing fills its frame well, and photographs with a caption of their own.
+def choose(media: Media, things: int, places: int, nouns: Sequence[str] = (), held_out: float = 0.2) -> WorldConfig:
+    """``nouns``, or as many ``things`` of one word whose drawing fills its frame well, and photographs with a caption
+    of their own.
 
     Which of those there are follows from their names alone. Raises ValueError where there are too few.
     """
-    nouns = [noun for noun, files in split_nouns(media.sprites)[0].items() if _is_plain(noun, files[0])]
+    sprites = {} if nouns else split_nouns(media.sprites)[0]
+    plain = list(nouns) or [noun for noun, files in sprites.items() if _is_plain(noun, files[0])]
     captions = [photo.caption for photo in media.photos if photo.caption]
     known = [caption for caption in dict.fromkeys(captions) if captions.count(caption) == 1]
-    for what, wanted, there in (("things", things, nouns), ("places", places, known)):
+    for what, wanted, there in (("things", len(nouns) or things, plain), ("places", places, known)):
         if len(there) < wanted:
             raise ValueError(
                 f"{wanted} {what} are wanted, and only {len(there)} are there; give more data, or ask fewer"
             )
-    return WorldConfig(nouns=_by_digest(nouns)[:things], places=_by_digest(known)[:places])
+    shown = tuple(nouns) or _by_digest(plain)[:things]
+    return WorldConfig(nouns=shown, places=_by_digest(known)[:places], held_out=held_out)
 
 
 def tinted(picture: np.ndarray, tint: Sequence[int]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """What a clip of a rendered world shows, found by its pixels alone: which thing, of which colour, going which way.
 
-The place is what a pixel shows in most frames, their median, for the thing crosses the frame. Every thing of the world
-is then laid over the place, in every colour, at some sizes and everywhere, and the one wins that explains best what is
-not the place: by how much the squared error falls. No network takes part, so none that made the clip can be flattered.
+The place is what a pixel shows in most frames, their median, for a thing of a third of the frame's side crosses it.
+Every thing of the world is then laid over the place, in every colour, at some sizes and everywhere, and the one wins
+that explains best what is not the place: by how much the squared error falls. No network takes part, so none that made
+the clip can be flattered.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ FRAMES = 7
 """Frames that are looked at, evenly."""
 SIZES = 3
 """How many sizes of a thing are tried, over the range of the world's."""
+MIN_EXPLAINED = 0.1
 MIN_WAY = 0.15
 """Of the frame's side; what moves less goes no way."""
 
@@ -31,11 +33,11 @@ Picture = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """``way``: None where the thing hardly moves. ``explained``: share of the squared difference from the place that
-    the thing accounts for, at most 1; near 0 there is nothing of the world to be seen."""
+    """``explained``: share of the squared difference from the place that the thing accounts for, at most 1; below
+    :data:`MIN_EXPLAINED` there is nothing of the world to be seen. ``way``: None too where the thing hardly moves."""
 
-    noun: str
-    colour: str
+    noun: str | None
+    colour: str | None
     way: str | None
     explained: float
 
@@ -71,19 +73,18 @@ class Detector:
         # What lies over the edge is still a thing: of the frame's continuation nothing is known, and nothing differs.
         pad = math.ceil(max(max(t.alpha.shape) for t in self.templates) / 2)
         differences = [_padded(video[number].astype(np.float32) - place, pad) for number in chosen]
-        behind = _padded(place, pad)
+        behind, inside = _padded(place, pad), _padded(np.ones((self.size, self.size, 1), np.float32), pad)[..., 0]
         total = float(sum((difference**2).sum() for difference in differences))
-        scored = [(self._explained(t, differences, behind), t) for t in self.templates]
+        scored = [(self._explained(t, differences, behind, inside), t) for t in self.templates]
         (gained, where), best = max(scored, key=lambda found: found[0][0])
-        return Sight(
-            noun=best.noun,
-            colour=best.colour,
-            way=_way(where[-1] - where[0], self.size),
-            explained=gained / total if total else 0.0,
-        )
+        explained = gained / total if total else 0.0
+        if explained < MIN_EXPLAINED:
+            return Sight(noun=None, colour=None, way=None, explained=explained)
+        way = _way(where[-1] - where[0], self.size)
+        return Sight(noun=best.noun, colour=best.colour, way=way, explained=explained)
 
     def _explained(
-        self, template: _Template, differences: list[Picture], behind: Picture
+        self, template: _Template, differences: list[Picture], behind: Picture, inside: Picture
     ) -> tuple[float, NDArray[np.float64]]:
         """How much of the squared differences it takes away, where it fits each frame best, and those places (x, y).
 
@@ -91,7 +92,7 @@ class Detector:
         2 D (A T - A B) - (A T - A B)^2, summed over pixels and colours: correlations with kernels of A and A T.
         """
         alpha, paint = template.alpha, template.paint
-        squares = float((paint**2).sum()) - 2 * _correlate(behind, paint * alpha[..., None])
+        squares = _correlate(inside, (paint**2).sum(2)) - 2 * _correlate(behind, paint * alpha[..., None])
         squares = squares + _correlate((behind**2).sum(2), alpha**2)
         gained, places = 0.0, []
         for difference in differences:

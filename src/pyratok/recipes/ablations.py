@@ -148,8 +148,8 @@ def plan(base: Recipe, variant: Variant, reading: Recipe | None = None) -> Varia
             grounding=read.grounding if learned.grounding else 0.0,
             naming=read.naming if learned.grounding else 0.0,
         )
-        taught = replace(reading, model=recipe.model, train=replace(reading.train, losses=losses))
-        reading = taught if losses.aligns else None
+        reading = replace(reading, model=recipe.model, train=replace(reading.train, losses=losses))
+        reading = reading if losses.aligns else None
     lapq, lm = recipe.model.lapq, recipe.language.lm
     if variant.quantizer is not None:
         bits = clip_bits(lapq.strides, lapq.num_bits, recipe.train.frames, recipe.train.size)

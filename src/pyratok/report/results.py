@@ -214,7 +214,7 @@ def _bits(group: Group) -> str:
 
 def _details(group: Group) -> Iterable[str]:
     """Folded away: the protocol, who was measured with what, and what was missing."""
-    protocol = [[name, text] for name, text in flat_fields(group.results[0].protocol).items()]
+    protocol = [[name, text] for name, text in flat_fields(group.results[0].rules).items()]
     yield f"<details><summary>Protocol</summary><table>{_table(('field', 'value'), protocol)}</table></details>"
     names = dict.fromkeys(name for result in group.results for name in result.versions)
     heads = ("model", "fingerprint", "weights", *names, "file")

@@ -71,9 +71,14 @@ class Result:
     headline: str = ""
 
     @property
-    def rules(self) -> str:
+    def rules(self) -> Mapping[str, Any]:
         """What results have to have in common to be compared: the protocol but for what is measured by it."""
-        return digest_of({name: value for name, value in self.protocol.items() if name not in MEASURED})
+        return {name: value for name, value in self.protocol.items() if name not in MEASURED}
+
+    @property
+    def measured(self) -> str:
+        """Digest of what was measured: of a prior, or of the model's weights."""
+        return str(self.protocol.get("prior", "")) or self.weights
 
     @property
     def is_ablation(self) -> bool:
@@ -192,10 +197,9 @@ def _benchmark(path: Path, document: Mapping[str, Any]) -> Result:
     if found := {k: annotations["counts"].get(k, 0) for k, n in expected.items() if annotations["counts"].get(k) != n}:
         said = ", ".join(f"{count:,} {key} where {expected[key]:,} are distributed" for key, count in found.items())
         notes.append(f"The annotations are another revision, or a part: {said}.")
-    shared = _shared(path, document)
     return Result(
-        **shared,
-        weights=str(shared["protocol"].get("prior") or document["weights"] or ""),
+        **_shared(path, document),
+        weights=str(document["weights"] or ""),
         cells=cells,
         items={f"items {name}": int(items[name]) for name in ("found", "missing", "unreadable", "scored")},
         missing=(*map(str, document["missing"]), *(f"{name}: {why}" for name, why in document["unreadable"].items())),

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from pyratok.report.results_measures import Measure, describe
-from pyratok.report.results_records import Cells, Result, Value
+from pyratok.report.results_records import Cells, Result, Value, digest_of
 
 PAPER = "PyraTok"
 """Whose row it is in the paper's tables."""
@@ -48,7 +48,10 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Results that may be compared: one benchmark, one protocol. ``labels``: what each model is called here."""
+    """Results that may be compared: one benchmark, one protocol but for who is measured by it.
+
+    ``labels``: what each model is called here.
+    """
 
     results: tuple[Result, ...]
     labels: tuple[str, ...]
@@ -60,7 +63,7 @@ class Group:
 
     @property
     def digest(self) -> str:
-        return self.results[0].digest
+        return digest_of(self.results[0].rules)
 
 
 def group_results(results: Sequence[Result]) -> dict[str, list[Group]]:
@@ -68,7 +71,7 @@ def group_results(results: Sequence[Result]) -> dict[str, list[Group]]:
     by_protocol: dict[tuple[str, str, int], list[Result]] = {}
     for index, result in enumerate(results):
         alone = index if result.is_ablation else -1
-        by_protocol.setdefault((result.benchmark, result.rules, alone), []).append(result)
+        by_protocol.setdefault((result.benchmark, digest_of(result.rules), alone), []).append(result)
     groups: dict[str, list[Group]] = {}
     for (benchmark, _, _), members in by_protocol.items():
         labels = ("",) if members[0].is_ablation else _labels(members)
@@ -81,7 +84,7 @@ def group_results(results: Sequence[Result]) -> dict[str, list[Group]]:
 
 def protocol_differences(groups: Sequence[Group]) -> dict[str, list[str]]:
     """The fields in which the protocols of one benchmark differ, with the value of each group."""
-    flat = [flat_fields(group.results[0].protocol) for group in groups]
+    flat = [flat_fields(group.results[0].rules) for group in groups]
     names = dict.fromkeys(name for fields in flat for name in fields)
     return {name: [fields.get(name, "-") for fields in flat] for name in names if len({f.get(name) for f in flat}) > 1}
 
@@ -110,7 +113,7 @@ def _labels(results: Sequence[Result]) -> tuple[str, ...]:
     ways = (
         lambda r: r.model,
         lambda r: f"{r.model} {r.fingerprint[:8]}",
-        lambda r: f"{r.model} {r.fingerprint[:8]} {r.weights[:8]}".rstrip(),
+        lambda r: f"{r.model} {r.fingerprint[:8]} {r.measured[:8]}".rstrip(),
         lambda r: f"{r.model} ({r.path.parent.name}/{r.path.name})",
         lambda r: f"{r.model} ({r.path})",
     )

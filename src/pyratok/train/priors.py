@@ -70,10 +70,12 @@ class PriorRecipe:
 
     def config(self, header: ShardHeader) -> PriorConfig:
         """The prior for such shards. Raises ValueError for fields that do not go together, or with the words."""
-        g, hidden_size, num_heads = header.geometry, self.hidden_size, self.num_heads
+        g = header.geometry
+        hidden_size, num_layers, num_heads = self.hidden_size, self.num_layers, self.num_heads
         if self.language_model is not None:
             shape = read_text_config(resolve_folder(self.language_model)).get_text_config()
             hidden_size, num_heads = shape.hidden_size, shape.num_attention_heads
+            num_layers = shape.num_hidden_layers
         return PriorConfig(
             kind=self.kind,
             tokenizer=header.model,
@@ -84,7 +86,7 @@ class PriorRecipe:
             width=g.width,
             text_dim=header.text_dim or 1,  # without embeddings nothing is ever read
             hidden_size=hidden_size,
-            num_layers=self.num_layers,
+            num_layers=num_layers,
             num_heads=num_heads,
             chunk_bits=self.chunk_bits,
             order=self.order,

@@ -129,9 +129,6 @@ def train(
     step_terms = ranks.wrap(objective, config.compile)
     saved_at = time.monotonic()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    both = zip(average.module.parameters(), model.parameters(), strict=True)
-    # The mean of equal negative zeros is a positive one, which another fingerprint would tell.
-    frozen = [(own, kept) for own, kept in both if not kept.requires_grad]
 
     with (
         closing(Log(out, start, on_log, pending)) if ranks.first else nullcontext() as log,
@@ -180,9 +177,7 @@ def train(
             due = time.monotonic() - saved_at > config.checkpoint_minutes * 60 or done == config.steps
             due, stopping = ranks.any(due, stop.requested)
             if due or stopping:
-                with torch.no_grad():
-                    for own, kept in frozen:
-                        own.copy_(kept)
+                keep_exactly(average.module, model)
                 if log is not None:
                     # What is logged next is a mean that began before this checkpoint.
                     extra = {"origin": origin, "pending": log.pending}
@@ -208,6 +203,16 @@ def moving_average(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], N
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 
     return update
+
+
+@torch.no_grad()
+def keep_exactly(averaged: nn.Module, current: nn.Module) -> None:
+    """Take over, to the last bit, what has not changed: the mean of negative zeros is a positive one, which equals them
+    and which another fingerprint would tell."""
+    now = current.state_dict()
+    for name, value in averaged.state_dict().items():
+        if torch.equal(value, now[name]):
+            value.copy_(now[name])
 
 
 class Log:

@@ -99,5 +99,9 @@ def test_the_answerer_of_a_model_answers_unless_another_reader_is_asked_for(tmp_
     alone = benchmarks.options_of("rendered", {"reader": "similarity"}, {}, model)
     assert (dict(alone.settings), dict(alone.networks)) == ({"reader": "similarity"}, {})
     assert not benchmarks.options_of("coco", {}, {}, model).networks
+    told = benchmarks.options_of("rendered", {"reader": "answerer"}, {}, model)
+    assert dict(told.networks) == shipped
+    with pytest.raises(ValueError, match="needs to be told what it is"):
+        benchmarks.options_of("rendered", {}, {"reader": "x"}, model)
     (tmp_path / "answerer" / "config.json").unlink()
     assert not benchmarks.options_of("rendered", {}, {}, model).networks

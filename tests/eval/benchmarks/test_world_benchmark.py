@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,15 @@ from pyratok.eval.benchmarks.world import NearestClip, PromptItem, WorldBenchmar
 from pyratok.eval.language import to_video
 from pyratok.losses.perceptual import PerceptualLoss
 from pyratok.types import Video
-from tiny_priors import GEOMETRY, TOKENIZER, random_tokens
+from tiny_priors import CONFIG, GEOMETRY, TOKENIZER, random_tokens
 from tiny_world import tiny_world
 
 SMALL = {"prompts": "12", "frames": "9", "size": "48"}
+
+
+class Tokens(Tensor):
+    def prefix(self, num_levels: int) -> Tensor:
+        return self.as_subclass(Tensor)
 
 
 class Passing:
@@ -29,8 +35,8 @@ class Passing:
 
     model_id = TOKENIZER
 
-    def encode(self, video: Tensor) -> Tensor:
-        return video
+    def encode(self, video: Tensor) -> Tokens:
+        return video.as_subclass(Tokens)
 
     def decode(self, tokens: Tensor) -> Video:
         return Video(tokens, fps=None)
@@ -43,14 +49,21 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorldBenchmark
     (tmp_path / "prior" / "config.json").write_text("{}")
     network = PerceptualLoss("colour", [nn.AvgPool2d(16)], [torch.ones(3)])
     monkeypatch.setattr(target, "st_lpips", lambda: network)
-    monkeypatch.setattr(target, "load_prior", lambda folder, tokenizer: None)
-    # As if the text space told clips by their mean colour, and captions by nothing.
-    monkeypatch.setattr(target, "clip_vectors", lambda model, tokens: tokens.mean(dim=(2, 3, 4)))
-    monkeypatch.setattr(target, "embed_texts", lambda model, texts: torch.ones(1, 3))
+    monkeypatch.setattr(target, "load_prior", lambda folder, tokenizer: SimpleNamespace(config=CONFIG))
     options = Options(settings=SMALL, networks={"prior": tmp_path / "prior"})
     found = build("world", tmp_path / "world", options)
     assert isinstance(found, WorldBenchmark)
+    clips = [found._clip(index)[0] for index in range(12)]
+    said = {clip.caption: vector(to_video([clip])) for clip in clips}
+    # As if the text space told clips by their pixels, and knew what each caption looks like.
+    monkeypatch.setattr(target, "clip_vectors", lambda model, tokens: vector(tokens))
+    monkeypatch.setattr(target, "embed_texts", lambda model, texts: said[texts[0]])
     return found
+
+
+def vector(video: Tensor) -> Tensor:
+    values = video[:, :, ::4, ::4, ::4].flatten(1)
+    return torch.nn.functional.normalize(values - values.mean(), dim=1)
 
 
 def scores(benchmark: WorldBenchmark, make: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
@@ -71,6 +84,8 @@ def test_who_makes_what_was_asked_is_right(benchmark: WorldBenchmark, monkeypatc
     for what in ("noun", "colour", "way", "all"):
         assert found[what] == found[f"{what}, tokenizer"] == 1.0
     assert found["all, shuffled"] < 0.4
+    assert found["agreement"] == 1.0
+    assert found["explained"] == found["explained, tokenizer"] > 0.6
     assert found["fd"] == pytest.approx(found["fd, tokenizer"])
 
 
@@ -82,6 +97,7 @@ def test_who_makes_the_same_clip_always_is_at_chance(
     assert found["all, tokenizer"] == 1.0
     assert found["noun"] == pytest.approx(found["noun, shuffled"], abs=0.1)
     assert found["fd"] > 3 * found["fd, tokenizer"]
+    assert found["agreement"] < 1.0
 
 
 def test_prompts_are_of_held_out_combinations(benchmark: WorldBenchmark) -> None:
@@ -117,6 +133,8 @@ def test_what_is_missing_is_named(benchmark: WorldBenchmark, tmp_path: Path) -> 
         replace(benchmark.protocol, combinations="unseen")
     with pytest.raises(ValueError, match="prompts must be at least 2"):
         replace(benchmark.protocol, prompts=1)
+    with pytest.raises(ValueError, match="gone: no such file"):
+        build("world", tmp_path / "world", Options(networks={"prior": tmp_path / "gone"}))
     with pytest.raises(ValueError, match="1 clips could be made"):
         benchmark.score([(PromptItem(key="0", index=0), {})])
 
@@ -131,7 +149,7 @@ def test_the_nearest_training_clip(tmp_path: Path) -> None:
     ]
     write_shard(shard_path(tmp_path, 0), rows, header)
     write_index(tmp_path, header, 1)
-    nearest = NearestClip(tmp_path, Passing())  # type: ignore[arg-type]
+    nearest = NearestClip(tmp_path, Passing(), 3)  # type: ignore[arg-type]
     assert nearest(clips[3]) == {"clip": "3.mp4", "share": 1.0}
     flipped = [ids.clone() for ids in clips[3].levels]
     flipped[0][0, 0, 0, 0] ^= 1
@@ -140,3 +158,5 @@ def test_the_nearest_training_clip(tmp_path: Path) -> None:
     assert found["clip"] == "3.mp4"
     assert found["share"] == pytest.approx(1 - 1 / (bits + -bits % 8))
     assert nearest(random_tokens(1, seed=9))["share"] < 0.75
+    coarse = NearestClip(tmp_path, Passing(), 2)  # type: ignore[arg-type]
+    assert coarse(clips[2].prefix(2)) == {"clip": "2.mp4", "share": 1.0}

@@ -8,6 +8,7 @@ without any network (:mod:`pyratok.eval.world_truth`), so that nobody grades the
 - agreement: clips that the text space of the tokenizer finds nearer to their own prompt than to that of another
 - copies: clips whose words are those of a training clip; nearest: the largest share of bits that a clip has in common
   with one, beside the same of rendered clips that are not trained on
+- explained: how much of what is not the place the thing found accounts for, in the mean
 - fd: Frechet distance to rendered clips, of generated ones, and of others as the tokenizer gives them
 """
 
@@ -73,7 +74,10 @@ class WorldProtocol(BenchmarkProtocol):
     world: str = ""
     prior: str = ""
     shards: str = ""
-    distance: str = f"Frechet, ST-LPIPS AlexNet: mean over frames and their change, first {AXES} axes of rendered clips"
+    distance: str = (
+        "Frechet, ST-LPIPS AlexNet: mean over frames and their change, "
+        f"first {AXES} axes of rendered clips, a quarter as many as these at most"
+    )
 
     def __post_init__(self) -> None:
         if self.combinations not in ("held-out", "trained"):
@@ -116,7 +120,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
             raise ValueError("world measures a prior: --network prior=DIR, the folder of what pyratok train made")
         protocol, prior = self.protocol, load_prior(self.prior, model.model_id)
         detector, extract = Detector(self._world, protocol.size), ClipFeatures()
-        nearest = None if self.shards is None else NearestClip(self.shards, model)
+        nearest = None if self.shards is None else NearestClip(self.shards, model, prior.config.num_levels)
 
         def answer(item: PromptItem) -> Answer:
             truth, _ = self._clip(item.index)
@@ -126,7 +130,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
             )
             # What the prior is held against comes through the same tokenizer.
             real = to_video([truth])
-            again = model.encode(real)
+            again = model.encode(real).prefix(prior.config.num_levels)
             videos = {"made": model.decode(made).plain(), "again": model.decode(again).plain(), "real": real}
             said: Answer = {name: _told(detector.look(_pixels(videos[name]))) for name in ("made", "again")}
             said["features"] = {name: extract(video).tolist() for name, video in videos.items()}
@@ -154,6 +158,8 @@ class WorldBenchmark(Benchmark[PromptItem]):
             name: torch.tensor([said["features"][name] for _, said in answers]) for name in ("made", "again", "real")
         }
         values |= _distances(**features)
+        for name, sights in (("", made), (TOKENIZER, again)):
+            values[f"explained{name}"] = statistics.fmean(sight["explained"] for sight in sights)
         if shared := [said["shared"] for _, said in answers if "shared" in said]:
             for name, key in (("nearest", "made"), (f"nearest{TOKENIZER}", "again")):
                 values[name] = statistics.fmean(pair[key]["share"] for pair in shared)
@@ -200,14 +206,15 @@ class ClipFeatures:
 
 
 class NearestClip:
-    """The clip of some shards whose words share most bits with those of another. Held in memory, a bit each."""
+    """The clip of some shards whose words of the first ``num_levels`` share most bits with those of another. Held in
+    memory, a bit each."""
 
-    def __init__(self, folder: Path, model: VideoTokenizer) -> None:
+    def __init__(self, folder: Path, model: VideoTokenizer, num_levels: int) -> None:
         shards = TokenShards(folder, model.model_id, shuffle=False)
         packed = []
         for first in range(0, len(shards), CLIPS_AT_ONCE):
             rows = [shards[number] for number in range(first, min(first + CLIPS_AT_ONCE, len(shards)))]
-            packed.append(_packed(shards.collate(rows).tokens))
+            packed.append(_packed(shards.collate(rows).tokens.prefix(num_levels)))
         self.names = tuple(shards[number].clip for number in range(len(shards)))
         self.bits = np.concatenate(packed)
 
@@ -260,7 +267,9 @@ def _distances(made: Tensor, again: Tensor, real: Tensor) -> dict[str, float]:
 def with_prior(benchmark: WorldBenchmark, networks: Mapping[str, Path]) -> WorldBenchmark:
     """The benchmark of a prior; the digests of all that it depends on go into the protocol."""
     folders = {"world": benchmark.data} | {name: networks[name] for name in ("prior", "shards") if name in networks}
-    digests: dict[str, Any] = {name: _digest(path, name) for name, path in folders.items() if path.is_dir()}
+    if absent := [str(path) for path in folders.values() if not path.is_dir()]:
+        raise ValueError(f"{absent[0]}: no such folder")
+    digests: dict[str, Any] = {name: _digest(path, name) for name, path in folders.items()}
     return replace(
         benchmark,
         protocol=replace(benchmark.protocol, **digests),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 
@@ -19,7 +20,9 @@ FORMAT, VERSION = "pyratok-prior", 1
 
 def save_prior(prior: Prior, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:
     """Write ``config.json`` and ``model.safetensors``, weights in ``dtype``, whole or not at all."""
-    header = {"format": FORMAT, "version": VERSION, "prior": to_dict(prior.config)}
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "prior": to_dict(prior.config)}
+    if lent := prior.lent_digest():
+        header["language_model"] = lent
     save_companion(folder, header, {name: value.to(dtype) for name, value in prior.own_state().items()})
 
 
@@ -35,5 +38,9 @@ def load_prior(folder: str | os.PathLike[str], tokenizer: ModelId | None = None)
         # A language model reads weights of its own first.
         with torch.device("cpu" if config.kind == "llm" else "meta"):
             prior = build_prior(config)
+        if (lent := prior.lent_digest()) != header.get("language_model", ""):
+            raise ValueError(
+                f"the language model at {config.language_model} is another one (weights {lent}) than it adapts"
+            )
         prior.load_own(read_weights(weights))
     return prior.eval().requires_grad_(False)

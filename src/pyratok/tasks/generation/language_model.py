@@ -14,8 +14,9 @@ Source: PyraTok (arXiv 2601.16210), App. B.4: text to video through the decoder 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from pyratok.model.alignment import TokenLMConfig, build_backbone, require_causal
 from pyratok.nn.lora import LoRAConfig, inject
 from pyratok.tasks.generation.autoregressive import ARPrior
-from pyratok.tasks.generation.backbone import KVCache, TextMemory, Turn
+from pyratok.tasks.generation.backbone import Backbone, KVCache, TextMemory, Turn
 from pyratok.tasks.generation.config import PriorConfig
 
 BACKBONE = "backbone.model."
@@ -40,21 +41,46 @@ class LLMPrior(ARPrior):
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
-        self.backbone = LanguageBackbone(config)  # type: ignore[assignment]
         adapted = {name for name, weight in self.named_parameters() if weight.requires_grad}
-        self._lent = {name for name in self.state_dict() if name.startswith(BACKBONE) and name not in adapted}
+        lent = {name for name in self.state_dict() if name.startswith(BACKBONE) and name not in adapted}
+        self._lent = lent if config.lora_rank else set[str]()
+
+    def _make_backbone(self, config: PriorConfig) -> Backbone:
+        return cast(Backbone, LanguageBackbone(config))
+
+    def _initialize(self) -> None:
+        """What is around the language model begins as elsewhere; what that one has learned stays."""
+        for name, layer in self.named_children():
+            if name != "backbone":
+                for part in layer.modules():
+                    if isinstance(part, (nn.Linear, nn.Embedding)):
+                        nn.init.normal_(part.weight, std=0.02)
+                    if isinstance(part, nn.Linear) and part.bias is not None:
+                        nn.init.zeros_(part.bias)
+        nn.init.normal_(self.untold, std=0.02)
 
     def own_state(self) -> dict[str, Tensor]:
         """What the prior has learned: all but a language model that stays as it is."""
-        lent = self._lent if self.config.lora_rank else set()
-        return {name: value for name, value in self.state_dict().items() if name not in lent}
+        return {name: value for name, value in self.state_dict().items() if name not in self._lent}
+
+    def lent_digest(self) -> str:
+        digest = hashlib.sha256()
+        state = self.state_dict()
+        for name in sorted(self._lent):
+            digest.update(name.encode())
+            digest.update(state[name].cpu().numpy().tobytes())
+        return digest.hexdigest()[:16] if self._lent else ""
 
     def load_own(self, weights: Mapping[str, Tensor]) -> None:
         wanted = self.own_state()
-        if wanted.keys() != weights.keys():
-            other = sorted(wanted.keys() ^ weights.keys())
-            raise ValueError(f"the weights do not fit the configuration: {len(other)} differ, such as {other[0]}")
+        other = [name for name in wanted.keys() | weights.keys() if not _alike(wanted.get(name), weights.get(name))]
+        if other:
+            raise ValueError(f"the weights do not fit the configuration: {len(other)} differ, such as {min(other)}")
         self.load_state_dict(weights, strict=False)
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and one.shape == other.shape
 
 
 class LanguageBackbone(nn.Module):
@@ -70,7 +96,8 @@ class LanguageBackbone(nn.Module):
             num_heads=config.num_heads,
             backbone=config.language_model,
         )
-        self.model = build_backbone(shape)
+        # What learns, and what is averaged, does so in float32, whatever the checkpoint is stored in.
+        self.model = build_backbone(shape).float()
         width = self.model.config.hidden_size
         if width != config.hidden_size:
             raise ValueError(f"hidden_size must be that of the language model, {width}, got {config.hidden_size}")

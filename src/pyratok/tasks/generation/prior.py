@@ -78,9 +78,12 @@ class Prior(nn.Module):
         self.pooled = nn.Sequential(nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, width))
         self.caption = nn.Sequential(nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, width))
         self.untold = nn.Parameter(torch.zeros(width))
-        self.backbone = Backbone(width, config.num_layers, config.num_heads)
+        self.backbone = self._make_backbone(config)
         self.head = WordHead(width, config.num_bits, config.chunk_bits, chained=True)
         self._initialize()
+
+    def _make_backbone(self, config: PriorConfig) -> Backbone:
+        return Backbone(config.hidden_size, config.num_layers, config.num_heads)
 
     def _initialize(self) -> None:
         for name, layer in self.named_modules():
@@ -95,6 +98,10 @@ class Prior(nn.Module):
     def own_state(self) -> dict[str, Tensor]:
         """What a file of this prior holds."""
         return self.state_dict()
+
+    def lent_digest(self) -> str:
+        """16 hex digits for the weights that :meth:`own_state` leaves out; empty where it has all of them."""
+        return ""
 
     def load_own(self, weights: Mapping[str, Tensor]) -> None:
         """Fill in :meth:`own_state`. Raises ValueError for other names or shapes, before anything is changed."""
