@@ -24,7 +24,8 @@ FRAMES = 7
 """Frames that are looked at, evenly."""
 SIZES = 3
 """How many sizes of a thing are tried, over the range of the world's."""
-MIN_EXPLAINED = 0.1
+MIN_EXPLAINED = 0.03
+"""Noise of any kind reaches a third of that."""
 MIN_WAY = 0.15
 """Of the frame's side; what moves less goes no way."""
 
