@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -136,17 +136,14 @@ class LanguageBackbone(nn.Module):
         mask = F.pad(told, (0, read), value=True)
         # Padding of a caption takes no place.
         places = (mask.long().cumsum(1) - 1).clamp_min(0)[:, -inputs.shape[1] :]
-        if begins and cache is not None:
-            from transformers import DynamicCache
-
-            cache.beside = DynamicCache()
-        held: Any = None if cache is None else cache.beside
-        hidden = self.model(
+        output = self.model(
             inputs_embeds=inputs.to(self.model.dtype),
             attention_mask=mask.long(),
             position_ids=places,
-            past_key_values=held,
-            use_cache=held is not None,
-        ).last_hidden_state
-        found: Tensor = hidden[:, -x.shape[1] :].to(x.dtype)
+            past_key_values=None if begins or cache is None else cache.beside,
+            use_cache=cache is not None,
+        )
+        if cache is not None:
+            cache.beside = output.past_key_values
+        found: Tensor = output.last_hidden_state[:, -x.shape[1] :].to(x.dtype)
         return found
