@@ -59,10 +59,8 @@ def show_prior(recipe: PriorRecipe, data: Sequence[Path], output: Output) -> Non
     config, train, g = recipe.config(header), recipe.train, header.geometry
     with torch.device("cpu" if config.kind == "llm" else "meta"):  # which counts without weights
         prior = build_prior(config)
-    parameters, tokens = (
-        sum(weight.numel() for weight in prior.parameters()),
-        sum(map(math.prod, header.grids[: config.num_levels])),
-    )
+    parameters = sum(weight.numel() for weight in prior.parameters())
+    tokens = sum(map(math.prod, header.grids[: config.num_levels]))
     learned = sum(weight.numel() for weight in prior.parameters() if weight.requires_grad)
     # Weights and their moving average, gradients.
     memory = 8 * parameters + 4 * learned + optimizer_bytes(prior, train.optim)

@@ -18,6 +18,7 @@ import torch
 
 from pyratok.config import to_dict
 from pyratok.data.datasets import to_signed
+from pyratok.data.scenes import render
 from pyratok.data.video_io import save_video
 from pyratok.data.world import World
 from pyratok.files import alone_in, write_atomically
@@ -59,12 +60,13 @@ def render_clips(world: World, config: RenderConfig, on_clip: Callable[[int], No
         rows = _rows(folder / MANIFEST, told)
         for number in range(config.clips):
             path = folder / "clips" / f"{kind}-{number:06d}.mp4"
-            clip, shown = world.clip(config.seed, number, config.frames, config.size)
+            scene, shown = world.numbered(config.seed, number, config.frames)
             if not path.exists():
+                clip = render(scene, config.frames, config.size)
                 video = to_signed(torch.from_numpy(clip.video).movedim(-1, 0)[None])
                 save_video(video, path, fps=config.fps, crf=CRF)
                 made += 1
-            rows[f"clips/{path.name}"] = {"caption": clip.caption, **shown._asdict()}
+            rows[f"clips/{path.name}"] = {"caption": scene.caption, **shown._asdict()}
             on_clip(number + 1)
         lines = (json.dumps({"path": path} | row) + "\n" for path, row in rows.items())
         write_atomically(folder / MANIFEST, "".join(lines))

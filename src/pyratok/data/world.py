@@ -154,13 +154,18 @@ class World:
             caption=self.caption(rng, shown, place),
         )
 
+    def numbered(self, seed: int, number: int, frames: int, *, held_out: bool = False) -> tuple[Scene, Combination]:
+        """The ``number``-th scene of all that ``seed`` gives, and what it shows."""
+        rng = np.random.default_rng((seed, number, held_out))
+        shown = self.draw(rng, held_out=held_out)
+        return self.scene(rng, shown, frames), shown
+
     def clip(
         self, seed: int, number: int, frames: int, size: int, *, held_out: bool = False
     ) -> tuple[CaptionedClip, Combination]:
-        """The ``number``-th clip of all that ``seed`` gives, and what it shows."""
-        rng = np.random.default_rng((seed, number, held_out))
-        shown = self.draw(rng, held_out=held_out)
-        return render(self.scene(rng, shown, frames), frames, size), shown
+        """As :meth:`numbered`, drawn."""
+        scene, shown = self.numbered(seed, number, frames, held_out=held_out)
+        return render(scene, frames, size), shown
 
 
 class Still:

@@ -49,13 +49,13 @@ def save_pretrained(
     with fewer digits is a model of its own: its ids differ here and there.
     """
     final = Path(folder)
-    plain = _build(FORMAT if isinstance(model, PyraTok) else BASELINE, model.config_dict())
+    kind = FORMAT if isinstance(model, PyraTok) else BASELINE
+    plain = _build(kind, model.config_dict())
     plain.load_state_dict(merge(copy.deepcopy(model)).state_dict())
     tensors = packed(plain, dtype)
     plain.load_state_dict(unpacked(tensors))
     digest = plain.digest()
     weights = f"model-{digest[:16]}.safetensors" if (final / CONFIG).exists() else WEIGHTS
-    kind = FORMAT if isinstance(model, PyraTok) else BASELINE
     header = {"format": kind, "version": VERSION, "fingerprint": plain.fingerprint(), "digest": digest}
     header |= {"weights": weights} if weights != WEIGHTS else {}
     with replacing_folder(final) as unfinished:

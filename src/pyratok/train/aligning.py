@@ -6,7 +6,7 @@ Source: PyraTok (arXiv 2601.16210), sec. 3.2; grounding, naming and the contrast
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,21 +24,13 @@ from pyratok.train.objectives import LossWeights, Named
 from pyratok.train.stored import TokenBatch
 from pyratok.types import TextEmbedding
 
-
-class AlignmentSettings(Protocol):
-    """Of :class:`~pyratok.train.language.LanguageConfig`, what the terms depend on."""
-
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def contrast(self) -> float: ...
-    @property
-    def background(self) -> float | None: ...
+if TYPE_CHECKING:
+    from pyratok.train.language import LanguageConfig
 
 
 def alignment_terms(
     weights: LossWeights,
-    config: AlignmentSettings,
+    config: LanguageConfig,
     found: Sequence[Tensor],
     words: tuple[Tensor, Tensor] | None,
     said: Mapping[str, Tensor],

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from pyratok.data.scenes import CaptionedClip
 from pyratok.data.token_shards import TokenShards
+from pyratok.data.video_pixels import to_uint8
 from pyratok.data.world import WORLD, Combination, World
 from pyratok.eval.benchmarks.contract import Answer, Benchmark, BenchmarkProtocol, Item, Loaded, Scores
 from pyratok.eval.benchmarks.networks import digest_of_folder
@@ -123,7 +124,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
         nearest = None if self.shards is None else NearestClip(self.shards, model, prior.config.num_levels)
 
         def answer(item: PromptItem) -> Answer:
-            truth, _ = self._clip(item.index)
+            truth, shown = self._clip(item.index)
             size = {"frames": protocol.frames, "height": protocol.size, "width": protocol.size}
             made = generate_clip(
                 model, prior, truth.caption, seed=protocol.seed + item.index, **size, **protocol.sampling
@@ -132,7 +133,8 @@ class WorldBenchmark(Benchmark[PromptItem]):
             real = to_video([truth])
             again = model.encode(real).prefix(prior.config.num_levels)
             videos = {"made": model.decode(made).plain(), "again": model.decode(again).plain(), "real": real}
-            said: Answer = {name: _told(detector.look(_pixels(videos[name]))) for name in ("made", "again")}
+            said: Answer = {"prompt": truth.caption, "truth": shown}
+            said |= {name: _told(detector.look(to_uint8(videos[name]))) for name in ("made", "again")}
             said["features"] = {name: extract(video).tolist() for name, video in videos.items()}
             said["vector"] = clip_vectors(model, made)[0].tolist()
             said["caption"] = embed_texts(model, [truth.caption])[0].tolist()
@@ -145,7 +147,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
     def score(self, answers: Sequence[tuple[PromptItem, Answer]]) -> Scores:
         if len(answers) < 2:
             raise ValueError(f"world: {len(answers)} clips could be made; two at least are needed")
-        truths = [self._clip(item.index)[1] for item, _ in answers]
+        truths = [Combination(*said["truth"]) for _, said in answers]
         others = [*truths[1:], truths[0]]
         made, again = ([said[name] for _, said in answers] for name in ("made", "again"))
         values = dict[str, float]()
@@ -166,8 +168,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
             values["copies"] = float(sum(pair["made"]["share"] == 1.0 for pair in shared))
         details = {
             "clips": [
-                {"prompt": self._clip(item.index)[0].caption, "made": said["made"], "nearest": said.get("shared")}
-                for item, said in answers
+                {"prompt": said["prompt"], "made": said["made"], "nearest": said.get("shared")} for _, said in answers
             ]
         }
         return Scores(values=values, details=details)
@@ -232,11 +233,6 @@ def _packed(tokens: TokenPyramid) -> NDArray[np.uint8]:
     """All bits of each clip, uint8 ``[B, n]``; words are whole bytes or padded by equal bits."""
     signs = [ids_to_signs(ids, tokens.num_bits).flatten(1) > 0 for ids in tokens.levels]
     return np.packbits(torch.cat(signs, dim=1).cpu().numpy(), axis=1)
-
-
-def _pixels(video: Tensor) -> NDArray[np.uint8]:
-    """One clip in [-1, 1] to uint8 ``[T, H, W, 3]``."""
-    return ((video[0].movedim(0, -1) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
 
 
 def _told(sight: Sight) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class LLMPrior(ARPrior):
     to be read it needs the folder that ``config.language_model`` names.
     """
 
+    begun = (BACKBONE,)
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__(config)
         adapted = {name for name, weight in self.named_parameters() if weight.requires_grad}
@@ -47,17 +49,6 @@ class LLMPrior(ARPrior):
 
     def _make_backbone(self, config: PriorConfig) -> Backbone:
         return cast(Backbone, LanguageBackbone(config))
-
-    def _initialize(self) -> None:
-        """What is around the language model begins as elsewhere; what that one has learned stays."""
-        for name, layer in self.named_children():
-            if name != "backbone":
-                for part in layer.modules():
-                    if isinstance(part, (nn.Linear, nn.Embedding)):
-                        nn.init.normal_(part.weight, std=0.02)
-                    if isinstance(part, nn.Linear) and part.bias is not None:
-                        nn.init.zeros_(part.bias)
-        nn.init.normal_(self.untold, std=0.02)
 
     def own_state(self) -> dict[str, Tensor]:
         """What the prior has learned: all but a language model that stays as it is."""

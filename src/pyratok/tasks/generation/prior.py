@@ -70,6 +70,9 @@ class Prior(nn.Module):
     vector in place of it where there is no caption, then its tokens.
     """
 
+    begun: tuple[str, ...] = ()
+    """Parts that keep the weights they come with, by the beginning of their names."""
+
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config, width = config, config.hidden_size
@@ -87,7 +90,7 @@ class Prior(nn.Module):
 
     def _initialize(self) -> None:
         for name, layer in self.named_modules():
-            if isinstance(layer, (nn.Linear, nn.Embedding)):
+            if isinstance(layer, (nn.Linear, nn.Embedding)) and not name.startswith(self.begun):
                 # Branches add up along the depth.
                 ends_branch = name.rpartition(".")[2] in ("out", "text_out", "down")
                 nn.init.normal_(layer.weight, std=0.02 / (math.sqrt(2 * self.config.num_layers) if ends_branch else 1))
