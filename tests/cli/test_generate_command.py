@@ -23,7 +23,7 @@ from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.files import load_prior, save_prior
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
-from pyratok.tasks.generation.prompts import save_words
+from pyratok.tasks.generation.prompts import example_prompts, save_examples, save_words, unseen_words
 from pyratok.types import ModelId, Video
 from tiny import LAPQ, StubText, tiny_pyratok
 
@@ -77,6 +77,11 @@ def small(tmp_path: Path) -> Path:
     path = tmp_path / "small.mp4"
     save_video(moving_video(frames=5, height=16, width=16), path)
     return path
+
+
+def _no_text_package(captions: object, *args: Any) -> None:
+    if captions is not None:
+        raise ImportError("pip install 'pyratok[text]'")
 
 
 def numbers(path: Path) -> dict[str, Any]:
@@ -157,6 +162,47 @@ class TestGenerate:
         assert pyratok("generate", "-o", tmp_path / "x.mp4", "--prior", prior, *options) == 2
         assert message in capsys.readouterr().err
         assert not list(tmp_path.glob("x*"))
+
+    def test_priors_that_ship_with_a_model(
+        self, model: PyraTok, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        model.save_pretrained(tmp_path / "model")
+        for kind in ("ar", "masked"):
+            save_prior(prior_of(model, kind), tmp_path / "model" / f"prior-{kind}")
+        command = ["generate", "a ball", "--model", tmp_path / "model", "-o", tmp_path / "x.pyra"]
+        for options, kind in (([], "ar"), (["--prior", "ar"], "ar"), (["--prior", "masked"], "masked")):
+            assert pyratok(*command, *options, "--json", tmp_path / "x.json") == 0
+            prior = numbers(tmp_path / "x.json")["prior"]
+            assert (prior["kind"], Path(prior["folder"]).name) == (kind, f"prior-{kind}")
+        capsys.readouterr()
+        assert pyratok(*command, "--prior", "scale") == 2
+        assert f"no scale prior ships with {tmp_path / 'model'}" in capsys.readouterr().err
+
+    def test_the_demo_shows_what_a_shipped_prior_makes(
+        self, model: PyraTok, small: Path, tmp_path: Path, pyratok: Command, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model.save_pretrained(tmp_path / "model")
+        folder = tmp_path / "model" / "prior-ar"
+        save_prior(prior_of(model), folder)
+        save_examples(folder, ["a red ball", "a ball"])
+        command = ["demo", "--input", small, "--model", tmp_path / "model", "--out", tmp_path / "out", "--size", 16]
+        assert pyratok(*command, "--json", tmp_path / "x.json") == 0
+        assert numbers(tmp_path / "x.json")["imagined"] == ["a red ball", "a ball"]
+        assert "&ldquo;a red ball&rdquo;" in (tmp_path / "out" / "report.html").read_text()
+        monkeypatch.setattr(model, "embed_captions", _no_text_package)
+        assert pyratok(*command, "--json", tmp_path / "x.json") == 0
+        assert numbers(tmp_path / "x.json")["imagined"] == []
+
+    @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1, 2]"])
+    def test_damaged_lists_beside_a_prior(self, content: str, tmp_path: Path) -> None:
+        for name, read in (
+            ("words.json", lambda folder: unseen_words(folder, "a ball")),
+            ("prompts.json", example_prompts),
+        ):
+            assert read(tmp_path) == []
+            (tmp_path / name).write_text(content)
+            with pytest.raises(ValueError, match=f"{name}: no list of texts"):
+                read(tmp_path)
 
     def test_a_prior_of_another_tokenizer(
         self, model: PyraTok, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]

@@ -15,7 +15,7 @@ from pyratok.data.rendering import RenderConfig, render_clips
 from pyratok.data.scenes import render
 from pyratok.data.video_io import load_video
 from pyratok.data.words import is_unseen
-from pyratok.data.world import TINTS, Combination, World, WorldConfig, make_world, open_or_make, tinted
+from pyratok.data.world import TINTS, Combination, World, WorldConfig, make_world, open_or_make, place_phrase, tinted
 from pyratok.eval.world_truth import Detector, Sight
 from tiny_world import NOUNS, tiny_world, world_media
 
@@ -112,6 +112,32 @@ def test_unseen_nouns_are_not_shown(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"no sprite shows {unseen}, or it is not one that training may name"):
         open_or_make(tmp_path / "w", [media], nouns=(unseen,), places=2, held_out=0.0)
     assert open_or_make(tmp_path / "w", [media], nouns=NOUNS[:2], places=2, held_out=0.0).config.nouns == NOUNS[:2]
+
+
+def test_places_are_chosen_by_their_captions(tmp_path: Path) -> None:
+    media = world_media(tmp_path / "media")
+    (chosen,) = named = ("a photograph of a pond",)
+    world = open_or_make(tmp_path / "w", [media], nouns=NOUNS, named_places=named, held_out=0.0)
+    assert world.config.places == named
+    rng = np.random.default_rng(0)
+    assert world.caption(rng, Combination("moon", "red", "left"), 0).endswith(" in front of a pond")
+    assert open_or_make(tmp_path / "w", [media], nouns=NOUNS, named_places=named, held_out=0.0).config == world.config
+    with pytest.raises(ValueError, match=f"holds another world.*{chosen}; choose another"):
+        open_or_make(tmp_path / "w", [media], nouns=NOUNS, named_places=("a photograph of sand",), held_out=0.0)
+    with pytest.raises(ValueError, match="no photograph is a photograph of fog"):
+        open_or_make(tmp_path / "v", [media], nouns=NOUNS, named_places=("a photograph of fog",))
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrase"),
+    [
+        ("a photograph of a horse", "a horse"),
+        ("a photograph: infinite sea", "the infinite sea"),
+        ("chess: a king", "chess: a king"),
+    ],
+)
+def test_a_sentence_names_a_place_without_its_photograph(caption: str, phrase: str) -> None:
+    assert place_phrase(caption) == phrase
 
 
 def test_a_tint_keeps_shape_and_shade() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from fakes import FakeTokenizer, moving_video
 from pyratok.codec.container import load_tokens, save_tokens
 from pyratok.data.video_io import load_video, probe, save_video
 from pyratok.metrics.reconstruction import psnr
-from pyratok.report.demo import DemoResult, run_demo, sample_clip
+from pyratok.report.demo import DemoResult, Imagined, run_demo, sample_clip
 from pyratok.report.page import render
 from pyratok.report.stopwatch import Stopwatch
 
@@ -160,3 +161,14 @@ def test_the_sample_clip_is_small_silent_and_attributed() -> None:
     assert (info.height, info.width, info.frames, info.has_audio) == (256, 448, 41, False)
     assert sample.stat().st_size < 400_000
     assert "CC BY 4.0" in (sample.parent / "README.md").read_text()
+
+
+def test_clips_of_a_prior_are_shown_with_their_prompts(result: DemoResult, page: str) -> None:
+    assert 'id="imagined"' not in page
+    clips = tuple(Imagined(prompt=prompt, media=result.original) for prompt in ("a <red> ball", "a star"))
+    shown = render(replace(result, imagined=clips))
+    assert 'id="imagined"' in shown
+    assert "&ldquo;a &lt;red&gt; ball&rdquo;" in shown
+    loops = [attrs for tag, attrs in Tags(shown).seen if tag == "video" and attrs.get("class") == "loop"]
+    assert len(loops) == 2  # outside the clock that the other videos follow
+    assert replace(result, imagined=clips).numbers()["imagined"] == ["a <red> ball", "a star"]

@@ -119,9 +119,11 @@ def _command(name: str) -> Callable[..., None]:
 
 
 def options_of(name: str, settings: dict[str, str], networks: dict[str, str], model: str | None) -> Options:
-    """What was asked for; where nothing is said of a reader, the answerer that ships with the model, if one does."""
+    """What was asked for; where nothing is said of a reader, or a prior, the one that ships with the model, if one
+    does."""
     from pyratok.eval.benchmarks.registry import Options
     from pyratok.model.companions import ANSWERER, shipped_companion
+    from pyratok.tasks.generation.files import SHIPPED, find_prior
 
     if "reader" in networks and "reader" not in settings:
         raise ValueError(
@@ -130,6 +132,9 @@ def options_of(name: str, settings: dict[str, str], networks: dict[str, str], mo
     wanted = settings.get("reader", "answerer") == "answerer" and "reader" not in networks
     if wanted and "reader" in ENTRIES[name].networks and (shipped := shipped_companion(model, ANSWERER)):
         settings, networks = settings | {"reader": "answerer"}, networks | {"reader": str(shipped)}
+    prior = networks.get("prior")
+    if "prior" in ENTRIES[name].networks and (prior or shipped_companion(model, f"prior-{SHIPPED[0]}")):
+        networks = networks | {"prior": str(find_prior(prior, model))}
     return Options(settings=settings, networks={key: Path(path) for key, path in networks.items()})
 
 

@@ -27,8 +27,10 @@ def demo(
     json_file: JsonOption = None,
 ) -> None:
     """Send a clip through the model and write a report to look at: report.html, the tokens and the video."""
+    from pyratok.model.companions import shipped_companion
     from pyratok.report.demo import run_demo, sample_clip
     from pyratok.report.page import render
+    from pyratok.tasks.generation.files import SHIPPED
 
     clip, watch = clip or sample_clip(), ShownStopwatch(keep=True)
     with watch.step("examine the clip"):
@@ -45,11 +47,12 @@ def demo(
             common.check_output(path, clip)
     with watch.step("load the model"):
         tokenizer = common.load_model(model)
+    prior = shipped_companion(model, f"prior-{SHIPPED[0]}")
 
     # All three files or none: they are made in a folder beside and moved when the last one is there.
     with TemporaryDirectory(prefix=".pyratok-", dir=out if out.is_dir() else out.parent) as folder:
         drafts = [Path(folder, path.name) for path in paths]
-        result = run_demo(tokenizer, clip, drafts[0], drafts[1], size=size, frames=frames, watch=watch)
+        result = run_demo(tokenizer, clip, drafts[0], drafts[1], size=size, frames=frames, watch=watch, prior=prior)
         write_atomically(drafts[2], render(result))
         out.mkdir(exist_ok=True)
         for draft, path in zip(drafts, paths, strict=True):

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 OutputClip = Annotated[
     Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The video to write, or its tokens as .pyra.")
 ]
-PriorOption = Annotated[Path, typer.Option("--prior", metavar="DIR", help="The folder of a trained prior.")]
+PriorOption = Annotated[
+    str | None,
+    typer.Option("--prior", metavar="KIND|DIR", help="ar, the default, scale or masked, or your own prior's folder."),
+]
 PromptOption = Annotated[str | None, typer.Option("--caption", metavar="TEXT", help="What the video shows.")]
 LengthOption = Annotated[
     int | None, typer.Option("--frames", min=1, metavar="N", help="Frames in all; default: as many as was learned.")
@@ -55,7 +58,7 @@ StepsOption = Annotated[
 
 def generate(
     output: OutputClip,
-    prior_folder: PriorOption,
+    chosen: PriorOption = None,
     prompt: Annotated[
         str | None, typer.Argument(metavar="[PROMPT]", help="What to show; without one, anything that was learned.")
     ] = None,
@@ -76,7 +79,9 @@ def generate(
 ) -> None:
     """Make a new video, of what a prompt says."""
     from pyratok.tasks.generation.clips import generate_clip
+    from pyratok.tasks.generation.files import find_prior
 
+    prior_folder = find_prior(chosen, model)
     out, watch = Output(json_file, output, prior_folder, model), ShownStopwatch()
     how = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     height, width = _size(size)
@@ -95,7 +100,7 @@ def generate(
 def continue_(
     video: InputVideo,
     output: OutputClip,
-    prior_folder: PriorOption,
+    chosen: PriorOption = None,
     caption: PromptOption = None,
     given: Annotated[
         int | None,
@@ -119,7 +124,9 @@ def continue_(
     """
     from pyratok.data.video_io import FALLBACK_FPS, probe
     from pyratok.tasks.generation.clips import continue_clip, fit_clip, whole_steps
+    from pyratok.tasks.generation.files import find_prior
 
+    prior_folder = find_prior(chosen, model)
     out, watch = Output(json_file, video, output, prior_folder, model), ShownStopwatch()
     how = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
@@ -147,7 +154,7 @@ def inpaint(
         Path, typer.Option("--mask", metavar="MASK", help="White where it is to be made anew: image, video or .npy.")
     ],
     output: OutputClip,
-    prior_folder: PriorOption,
+    chosen: PriorOption = None,
     caption: PromptOption = None,
     frames: FramesOption = None,
     guidance: GuidanceOption = None,
@@ -167,7 +174,9 @@ def inpaint(
     """
     from pyratok.data.video_io import probe
     from pyratok.tasks.generation.clips import fit_clip, inpaint_clip, load_region
+    from pyratok.tasks.generation.files import find_prior
 
+    prior_folder = find_prior(chosen, model)
     out, watch = Output(json_file, video, mask, output, prior_folder, model), ShownStopwatch()
     how = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)

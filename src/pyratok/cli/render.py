@@ -24,6 +24,10 @@ def render(
     nouns: Annotated[
         list[str] | None, typer.Option("--noun", metavar="NOUN", help="These nouns; may be given several times.")
     ] = None,
+    named_places: Annotated[
+        list[str] | None,
+        typer.Option("--place", metavar="CAPTION", help="Photographs with these captions; may be given several times."),
+    ] = None,
     held_out: Annotated[
         float, typer.Option("--held-out", metavar="SHARE", help="Share of noun, colour and way that no clip shows.")
     ] = 0.2,
@@ -39,7 +43,15 @@ def render(
 
     out = Output(json_file, folder, *data)
     check_folder(folder)
-    world = open_or_make(folder, data, things=things, places=places, nouns=nouns or (), held_out=held_out)
+    world = open_or_make(
+        folder,
+        data,
+        things=things,
+        places=places,
+        nouns=nouns or (),
+        named_places=named_places or (),
+        held_out=held_out,
+    )
     config = RenderConfig(clips=clips, frames=frames, size=size, fps=fps, seed=seed)
     with progress_bar(Console(stderr=True)) as bar:
         task = bar.add_task("clips", total=clips)

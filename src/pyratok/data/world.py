@@ -133,7 +133,7 @@ class World:
     def caption(self, rng: np.random.Generator, shown: Combination, place: int) -> str:
         """Worded in one of many ways: "a red frog slides to the left in front of a coral reef"."""
         deed = Deed(f"{shown.colour} {shown.noun}", f"moves {shown.way}", 0, 1)
-        return f"{deed_phrase(rng, deed)} in front of {self.config.places[place]}"
+        return f"{deed_phrase(rng, deed)} in front of {place_phrase(self.config.places[place])}"
 
     def scene(self, rng: np.random.Generator, shown: Combination, frames: int) -> Scene:
         """The thing crosses the whole frame in the course of the clip, which has two ``frames`` at least."""
@@ -212,26 +212,38 @@ def open_or_make(
     things: int = 16,
     places: int = 8,
     nouns: Sequence[str] = (),
+    named_places: Sequence[str] = (),
     held_out: float = 0.2,
 ) -> World:
     """The world in ``folder``, or a new one there. Raises ValueError where the one there is not what is asked for."""
     if (folder / WORLD).exists():
         world = World(folder)
         config = world.config
-        asked = {"things": len(nouns) or things, "places": places, "held_out": held_out}
+        asked = {"things": len(nouns) or things, "places": len(named_places) or places, "held_out": held_out}
         there = {"things": len(config.nouns), "places": len(config.places), "held_out": config.held_out}
-        if asked != there or (nouns and tuple(nouns) != config.nouns):
+        differs = any(
+            names and tuple(names) != had for names, had in ((nouns, config.nouns), (named_places, config.places))
+        )
+        if asked != there or differs:
             raise ValueError(
-                f"{folder} holds another world: {there}, nouns {', '.join(config.nouns)}; choose another --out"
+                f"{folder} holds another world: {there}, nouns {', '.join(config.nouns)}, places "
+                f"{'; '.join(config.places)}; choose another --out"
             )
         return world
     media = gather(roots)
-    return make_world(folder, media, choose(media, things, places, nouns, held_out))
+    return make_world(folder, media, choose(media, things, places, nouns, named_places, held_out))
 
 
-def choose(media: Media, things: int, places: int, nouns: Sequence[str] = (), held_out: float = 0.2) -> WorldConfig:
-    """``nouns``, or as many ``things`` of one word whose drawing fills its frame well, and photographs with a caption
-    of their own.
+def choose(
+    media: Media,
+    things: int,
+    places: int,
+    nouns: Sequence[str] = (),
+    named_places: Sequence[str] = (),
+    held_out: float = 0.2,
+) -> WorldConfig:
+    """``nouns``, or as many ``things`` of one word whose drawing fills its frame well, and the photographs captioned
+    ``named_places``, or as many with a caption of their own.
 
     Which of those there are follows from their names alone. Raises ValueError where there are too few.
     """
@@ -239,13 +251,28 @@ def choose(media: Media, things: int, places: int, nouns: Sequence[str] = (), he
     plain = list(nouns) or [noun for noun, files in sprites.items() if _is_plain(noun, files[0])]
     captions = [photo.caption for photo in media.photos if photo.caption]
     known = [caption for caption in dict.fromkeys(captions) if captions.count(caption) == 1]
-    for what, wanted, there in (("things", len(nouns) or things, plain), ("places", places, known)):
+    known = list(named_places) or known
+    for what, wanted, there in (
+        ("things", len(nouns) or things, plain),
+        ("places", len(named_places) or places, known),
+    ):
         if len(there) < wanted:
             raise ValueError(
                 f"{wanted} {what} are wanted, and only {len(there)} are there; give more data, or ask fewer"
             )
-    shown = tuple(nouns) or _by_digest(plain)[:things]
-    return WorldConfig(nouns=shown, places=_by_digest(known)[:places], held_out=held_out)
+    return WorldConfig(
+        nouns=tuple(nouns) or _by_digest(plain)[:things],
+        places=tuple(named_places) or _by_digest(known)[:places],
+        held_out=held_out,
+    )
+
+
+def place_phrase(caption: str) -> str:
+    """A place as a sentence names it: "a horse" for "a photograph of a horse", "the dune" for "a photograph: dune"."""
+    photograph, colon, shown = caption.partition(": ")
+    if colon and photograph == "a photograph":
+        return f"the {shown}"
+    return caption.removeprefix("a photograph of ")
 
 
 def tinted(picture: np.ndarray, tint: Sequence[int]) -> np.ndarray:

@@ -19,6 +19,9 @@ from pyratok.quantization.usage import CodebookUsage, LevelUsage
 from pyratok.report.png import encode_png
 from pyratok.report.stopwatch import Stopwatch
 from pyratok.report.tokenmaps import sprite_sheet, token_colours
+from pyratok.tasks.generation.clips import generate_clip
+from pyratok.tasks.generation.files import load_prior
+from pyratok.tasks.generation.prompts import example_prompts
 from pyratok.types import Geometry, ModelId, Video
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ REPORT_CRF = 17
 """x264 quality of the videos inside the report: differences seen there are the model's, hardly the encoder's."""
 ERROR_GAIN = 4
 """How much brighter than life the picture of the errors is."""
+IMAGINED_FPS = 12.0
+"""Frames per second of new clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,14 @@ class Prefix:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Imagined:
+    """A new clip that a prior made of a ``prompt``."""
+
+    prompt: str
+    media: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoResult:
     """All that the report shows.
 
@@ -73,6 +86,7 @@ class DemoResult:
     usage: tuple[LevelUsage, ...]
     seconds: dict[str, float]
     host: str
+    imagined: tuple[Imagined, ...] = ()
 
     @property
     def is_image(self) -> bool:
@@ -106,6 +120,7 @@ class DemoResult:
             "model": asdict(self.model),
             "prefixes": prefixes,
             "usage": [asdict(level) for level in self.usage],
+            "imagined": [clip.prompt for clip in self.imagined],
             "seconds": self.seconds,
             "host": self.host,
         }
@@ -118,12 +133,12 @@ def sample_clip() -> Path:
 
 def run_demo(
     tokenizer: VideoTokenizer, clip: Path, tokens_path: Path, video_path: Path, *, size: int | None, frames: int | None,
-    watch: Stopwatch,
+    watch: Stopwatch, prior: Path | None = None,
 ) -> DemoResult:  # fmt: skip
     """Encode ``clip``, store its tokens, decode every prefix of the levels and measure it.
 
     Writes ``tokens_path`` (.pyra) and ``video_path`` (all levels; .png for an image, else a video with the sound of
-    the source).
+    the source). ``prior``: the folder of one, whose example prompts become clips.
     """
     with watch.step("read the clip"):
         video = load_video(clip, size=size, frames=frames)
@@ -154,6 +169,10 @@ def run_demo(
             write_atomically(video_path, _media(back))
         else:
             save_video(back, video_path, fps=video.fps, audio_from=clip)
+    imagined: tuple[Imagined, ...] = ()
+    if prior is not None:
+        with watch.step("make clips of words"):
+            imagined = imagine(tokenizer, prior)
     usage = CodebookUsage(num_levels, tokens.num_bits)
     usage.update(tokens.levels)
     colours = [token_colours(ids[0], tokens.num_bits) for ids in tokens.levels]
@@ -172,7 +191,20 @@ def run_demo(
         usage=usage.summary().levels,
         seconds=dict(watch.seconds),
         host=f"pyratok {pyratok.__version__}, torch {torch.__version__}, {_processor()}",
+        imagined=imagined,
     )
+
+
+def imagine(tokenizer: VideoTokenizer, folder: Path) -> tuple[Imagined, ...]:
+    """A clip for each of the example prompts of the prior in ``folder``; none where no text can be read here."""
+    prior, found = load_prior(folder, tokenizer.model_id), list[Imagined]()
+    for seed, prompt in enumerate(example_prompts(folder)):
+        try:
+            tokens = generate_clip(tokenizer, prior, prompt, seed=seed, fps=IMAGINED_FPS)
+        except ImportError:  # the text encoder is an extra
+            return ()
+        found.append(Imagined(prompt=prompt, media=_media(tokenizer.decode(tokens))))
+    return tuple(found)
 
 
 def _is_whole(clip: Path, video: Video) -> bool:

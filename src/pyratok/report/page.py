@@ -40,6 +40,7 @@ def render(result: DemoResult) -> str:
         "levels_text": _levels_text(result),
         "tiles": _tiles(result),
         "plots": "" if result.is_image else _plots(result),
+        "imagined": _imagined(result),
         "tokens_text": _tokens_text(result),
         "maps": "".join(_map_tile(result, level) for level in range(len(result.token_maps))),
         "usage_text": _usage_text(result),
@@ -180,6 +181,23 @@ def _plots(result: DemoResult) -> str:
         '<section id="frames"><h2>Frame by frame</h2><p>How close every frame is to the original, for each number of '
         "levels; beside each curve its mean. The dashed line follows the video.</p>"
         f'<div class="plots">{psnr}{ssim}</div></section>'
+    )
+
+
+def _imagined(result: DemoResult) -> str:
+    """A section of new clips, or nothing."""
+    tiles = "".join(
+        f'<figure class="card"><video class="loop" src="{_data_uri(clip.media, "video/mp4")}" muted playsinline '
+        f'autoplay loop preload="auto"></video><figcaption>&ldquo;{escape(clip.prompt)}&rdquo;</figcaption></figure>'
+        for clip in result.imagined
+    )
+    if not tiles:
+        return ""
+    return (
+        '<section id="imagined"><h2>New clips from words</h2><p>A small prior, a transformer over tokens, read these '
+        "sentences and wrote the tokens of clips that never were; the model above decoded them. It knows a small world "
+        "of drawn things, failures included: nothing is picked out here.</p>"
+        f'<div class="tiles maps">{tiles}</div></section>'
     )
 
 

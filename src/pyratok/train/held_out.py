@@ -21,6 +21,8 @@ from pyratok.tasks.generation.prompts import words_of
 
 COUNTED = 256
 """Clips whose words are counted at once."""
+EXAMPLES = 6
+"""Captions that are kept as prompts to begin with."""
 
 
 def is_held_out(clip: str, share: float) -> bool:
@@ -56,12 +58,14 @@ class TrainingClips(Dataset[TokenRow]):
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Survey:
     """What is in shards: ``training`` clips, with the ``usage`` of the vocabulary by their tokens and the ``words`` of
-    their captions; and the numbers of those ``held_out``, in the order of the files."""
+    their captions; and the numbers of those ``held_out``, in the order of the files, with captions of the first few as
+    ``examples``."""
 
     training: int
     usage: CodebookUsage
     words: frozenset[str]
     held_out: tuple[int, ...]
+    examples: tuple[str, ...] = ()
 
     @property
     def unigram(self) -> tuple[float | None, ...]:
@@ -76,11 +80,13 @@ class Survey:
 def survey(shards: TokenShards, held_out: float) -> Survey:
     """Read ``shards``, which are not shuffled, once. Raises ValueError where no clip is left to train on."""
     usage = CodebookUsage(len(shards.header.grids), shards.header.num_bits)
-    apart, words, waiting = list[int](), set[str](), list[TokenRow]()
+    apart, words, waiting, examples = list[int](), set[str](), list[TokenRow](), dict[str, None]()
     for number in range(len(shards)):
         row = shards[number]
         if is_held_out(row.clip, held_out):
             apart.append(number)
+            if row.caption.strip():
+                examples[row.caption] = None
             continue
         words |= words_of(row.caption)
         waiting.append(row)
@@ -91,7 +97,13 @@ def survey(shards: TokenShards, held_out: float) -> Survey:
         usage.update(shards.collate(waiting).tokens.levels)
     if len(apart) == len(shards):
         raise ValueError(f"all {len(apart)} clips are held out, none is left to train on; lower held_out or add clips")
-    return Survey(training=len(shards) - len(apart), usage=usage, words=frozenset(words), held_out=tuple(apart))
+    return Survey(
+        training=len(shards) - len(apart),
+        usage=usage,
+        words=frozenset(words),
+        held_out=tuple(apart),
+        examples=tuple(examples)[:EXAMPLES],
+    )
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.files import load_prior, save_prior
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
-from pyratok.tasks.generation.prompts import save_words
+from pyratok.tasks.generation.prompts import save_examples, save_words
 from pyratok.text.hf_loading import read_config as read_text_config
 from pyratok.train.checkpoint import checkpoint_to_resume, latest_checkpoint, write_json
 from pyratok.train.held_out import Survey, TrainingClips, bits_per_token, survey
@@ -205,6 +205,7 @@ def run_prior(
             prior = averaged.prior.eval()
             save_prior(prior, out / PRIOR)
             save_words(out / PRIOR, found.words)
+            save_examples(out / PRIOR, found.examples)
             newest = latest_checkpoint(out / "checkpoints")
             if newest is not None and int(newest.name.rpartition("-")[2]) >= settings.steps:
                 write_json(out / RECORD, measured(recipe, prior, in_order, found))

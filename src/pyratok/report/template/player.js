@@ -30,7 +30,7 @@
   choose(page.levels);
   if (!clock) return;
 
-  const videos = all("video"), play = one(".play"), seek = one(".seek"), shown = one(".controls output");
+  const videos = all("video.media"), play = one(".play"), seek = one(".seek"), shown = one(".controls output");
   function follow(video, now) {
     if (video === clock) return;
     if (now || Math.abs(video.currentTime - clock.currentTime) > 2 * half) video.currentTime = clock.currentTime;

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pyratok.config import from_dict, to_dict
-from pyratok.model.companions import companion, require_tokenizer, save_companion
+from pyratok.model.companions import companion, require_tokenizer, save_companion, shipped_companion
 from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
@@ -16,6 +17,23 @@ from pyratok.types import ModelId
 from pyratok.vae.hub import read_weights
 
 FORMAT, VERSION = "pyratok-prior", 1
+SHIPPED = ("ar", "scale", "masked")
+"""Kinds of prior that a model may bring, the first by default; each in the folder ``prior-KIND`` within its own."""
+
+
+def find_prior(prior: str | os.PathLike[str] | None, model: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of a ``prior``, told by its folder or as one of :data:`SHIPPED` with ``model``; default: the first.
+
+    ``model`` as ``from_pretrained`` takes it. Raises ValueError where the model brings no such prior.
+    """
+    if prior is not None and str(prior) not in SHIPPED:
+        return Path(prior)
+    if found := shipped_companion(model, f"prior-{prior or SHIPPED[0]}"):
+        return found
+    raise ValueError(
+        f"no {prior or SHIPPED[0]} prior ships with {model or 'the model of the package'}; give the folder of one that "
+        "pyratok train made of its tokens"
+    )
 
 
 def save_prior(prior: Prior, folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> None:

@@ -14,8 +14,8 @@ from pyratok.model.base import VideoTokenizer
 from pyratok.tasks.generation.prior import Prior
 from pyratok.types import TextEmbedding
 
-WORDS = "words.json"
-"""Beside the weights of a prior: the words of the captions that it was trained on."""
+WORDS, EXAMPLES = "words.json", "prompts.json"
+"""Beside the weights of a prior: the words of the captions that it was trained on, and a few prompts to begin with."""
 
 
 def check_prompt(prompt: str) -> str:
@@ -58,16 +58,36 @@ def save_words(folder: str | os.PathLike[str], words: Iterable[str]) -> None:
     write_atomically(Path(folder) / WORDS, json.dumps(sorted(words), ensure_ascii=False) + "\n")
 
 
+def save_examples(folder: str | os.PathLike[str], prompts: Iterable[str]) -> None:
+    write_atomically(Path(folder) / EXAMPLES, json.dumps(list(prompts), ensure_ascii=False, indent=1) + "\n")
+
+
+def example_prompts(folder: str | os.PathLike[str]) -> list[str]:
+    """Prompts that show what the prior in ``folder`` does; none where it does not say.
+
+    Raises ValueError for a damaged list.
+    """
+    found = _strings(Path(folder) / EXAMPLES)
+    return [check_prompt(prompt) for prompt in found or ()]
+
+
 def unseen_words(folder: str | os.PathLike[str], prompt: str) -> list[str]:
     """Words of a prompt that no caption had which the prior in ``folder`` was trained on; none where it does not say.
 
     Raises ValueError for a damaged list.
     """
-    path = Path(folder) / WORDS
+    known = _strings(Path(folder) / WORDS)
+    return [] if known is None else sorted(words_of(prompt) - set(known))
+
+
+def _strings(path: Path) -> list[str] | None:
+    """The list of strings in a JSON file; None where there is no file. Raises ValueError for anything else in it."""
     if not path.is_file():
-        return []
+        return None
     try:
-        known = set(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: no list of words ({error}); delete it, or copy it again") from error
-    return sorted(words_of(prompt) - known)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: no list of texts ({error}); delete it, or copy it again") from error
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{path}: no list of texts; delete it, or copy it again")
+    return found
