@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyratok.data.scenes import CaptionedClip
 from pyratok.data.token_shards import ShardHeader, TokenRow, shard_path, write_index, write_shard
-from pyratok.data.world import World
+from pyratok.data.world import Combination, World
 from pyratok.eval.benchmarks import world as target
 from pyratok.eval.benchmarks.registry import Options, build
-from pyratok.eval.benchmarks.world import NearestClip, PromptItem, WorldBenchmark
+from pyratok.eval.benchmarks.world import NearestClip, PromptItem, WorldBenchmark, prompted
 from pyratok.eval.language import to_video
 from pyratok.losses.perceptual import PerceptualLoss
 from pyratok.types import Video
@@ -53,7 +54,7 @@ def benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WorldBenchmark
     options = Options(settings=SMALL, networks={"prior": tmp_path / "prior"})
     found = build("world", tmp_path / "world", options)
     assert isinstance(found, WorldBenchmark)
-    clips = [found._clip(index)[0] for index in range(12)]
+    clips = [clip_of(found, index)[0] for index in range(12)]
     said = {clip.caption: vector(to_video([clip])) for clip in clips}
     # As if the text space told clips by their pixels, and knew what each caption looks like.
     monkeypatch.setattr(target, "clip_vectors", lambda model, tokens: vector(tokens))
@@ -66,13 +67,17 @@ def vector(video: Tensor) -> Tensor:
     return torch.nn.functional.normalize(values - values.mean(), dim=1)
 
 
+def clip_of(benchmark: WorldBenchmark, index: int) -> tuple[CaptionedClip, Combination]:
+    return prompted(benchmark._world, benchmark.protocol, index)
+
+
 def scores(benchmark: WorldBenchmark, make: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Of a prior that makes of each caption what ``make`` says."""
-    clips = {benchmark._clip(item.index)[0].caption: item.index for item in benchmark.load().items}
+    clips = {clip_of(benchmark, item.index)[0].caption: item.index for item in benchmark.load().items}
     monkeypatch.setattr(
         target,
         "generate_clip",
-        lambda model, prior, caption, **how: to_video([benchmark._clip(make(clips[caption]))[0]]),
+        lambda model, prior, caption, **how: to_video([clip_of(benchmark, make(clips[caption]))[0]]),
     )
     items = benchmark.load().items
     answer = benchmark.run(Passing())  # type: ignore[arg-type]
@@ -102,13 +107,13 @@ def test_who_makes_the_same_clip_always_is_at_chance(
 
 def test_prompts_are_of_held_out_combinations(benchmark: WorldBenchmark) -> None:
     config = World(benchmark.data).config
-    shown = {benchmark._clip(item.index)[1] for item in benchmark.load().items}
+    shown = {clip_of(benchmark, item.index)[1] for item in benchmark.load().items}
     assert all(map(config.is_held_out, shown))
     trained = replace(benchmark, protocol=replace(benchmark.protocol, combinations="trained"))
-    assert not any(config.is_held_out(trained._clip(index)[1]) for index in range(12))
+    assert not any(config.is_held_out(clip_of(trained, index)[1]) for index in range(12))
     # Neither is a clip that pyratok render gives.
     rendered = World(benchmark.data).clip(1, 0, 9, 48)[0]
-    assert rendered.caption != trained._clip(0)[0].caption
+    assert rendered.caption != clip_of(trained, 0)[0].caption
 
 
 def test_the_protocol_tells_world_and_prior(benchmark: WorldBenchmark, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class WorldBenchmark(Benchmark[PromptItem]):
         nearest = None if self.shards is None else NearestClip(self.shards, model, prior.config.num_levels)
 
         def answer(item: PromptItem) -> Answer:
-            truth, shown = self._clip(item.index)
+            truth, shown = prompted(self._world, protocol, item.index)
             size = {"frames": protocol.frames, "height": protocol.size, "width": protocol.size}
             made = generate_clip(
                 model, prior, truth.caption, seed=protocol.seed + item.index, **size, **protocol.sampling
@@ -179,11 +179,11 @@ class WorldBenchmark(Benchmark[PromptItem]):
             raise self.nothing(WORLD)
         return World(self.data)
 
-    def _clip(self, index: int) -> tuple[CaptionedClip, Combination]:
-        """The rendered clip of a prompt; of another seed than those that are trained on."""
-        protocol, held_out = self.protocol, self.protocol.combinations == "held-out"
-        seed = 1_000_003 + protocol.seed
-        return self._world.clip(seed, index, protocol.frames, protocol.size, held_out=held_out)
+
+def prompted(world: World, protocol: WorldProtocol, index: int) -> tuple[CaptionedClip, Combination]:
+    """The rendered clip of a prompt; of another seed than those that are trained on."""
+    held_out, seed = protocol.combinations == "held-out", 1_000_003 + protocol.seed
+    return world.clip(seed, index, protocol.frames, protocol.size, held_out=held_out)
 
 
 class ClipFeatures:
