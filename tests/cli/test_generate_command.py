@@ -24,6 +24,7 @@ from pyratok.tasks.generation.files import load_prior, save_prior
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
 from pyratok.tasks.generation.prompts import example_prompts, save_examples, save_words, unseen_words
+from pyratok.tasks.generation.sampling import advised
 from pyratok.types import ModelId, Video
 from tiny import LAPQ, StubText, tiny_pyratok
 
@@ -102,9 +103,11 @@ class TestGenerate:
         assert (said["prompt"], said["seed"], said["prior"]["kind"]) == ("a red ball", 3, kind)
         assert pyratok("generate", "a red ball", "-o", tmp_path / "x.pyra", *options) == 0
         loaded = load_prior(folder, model.model_id)
-        wanted = generate_clip(model, loaded, "a red ball", seed=3, guidance=2.0, steps=2, fps=10.0)
+        wanted = generate_clip(model, loaded, "a red ball", seed=3, guidance=2.0, steps=2, fps=10.0, temperature=0.8)
         assert load_tokens(tmp_path / "x.pyra") == wanted
-        assert wanted != generate_clip(model, loaded, "a star", seed=3, guidance=2.0, steps=2, fps=10.0)
+        assert wanted != generate_clip(
+            model, loaded, "a star", seed=3, guidance=2.0, steps=2, fps=10.0, temperature=0.8
+        )
 
     def test_sizes_seeds_and_settings_by_level(
         self, model: PyraTok, prior: Path, tmp_path: Path, pyratok: Command
@@ -251,7 +254,7 @@ class TestGenerate:
         capsys: pytest.CaptureFixture[str],
     ) -> None:
         """5 words are sampled for the first frame, 24 for each of the two steps behind it."""
-        whole = generate_clip(model, load_prior(prior), "a ball")
+        whole = generate_clip(model, load_prior(prior), "a ball", temperature=0.8, guidance=4.0)
         interrupt_after(reads, monkeypatch)
         output = tmp_path / f"x{suffix}"
         assert pyratok("generate", "a ball", "-o", output, "--prior", prior) == 130
@@ -291,7 +294,9 @@ class TestContinue:
         assert found.time_slice(0, 2) == begun
         assert numbers(tmp_path / "x.json")["given"] == 5
         loaded = load_prior(folder)
-        wanted = continue_clip(model, loaded, load_video(small), caption="a ball", steps=2)
+        wanted = continue_clip(
+            model, loaded, load_video(small), caption="a ball", **advised(loaded.config) | {"steps": 2}
+        )
         assert found == wanted
         assert pyratok(*command, "-o", tmp_path / "x.mp4", "--given", 4, "--json", tmp_path / "y.json") == 0
         assert probe(tmp_path / "x.mp4").frames == 9
@@ -379,7 +384,7 @@ class TestInpaint:
             assert torch.equal(ids[..., :1], before[..., :1])
             assert not torch.equal(ids[..., 1:], before[..., 1:])
         region = load_region(right, small, load_prior(folder).config, 5)
-        assert inpaint_clip(model, load_prior(folder), load_video(small), region, steps=2) == found
+        assert inpaint_clip(model, load_prior(folder), load_video(small), region, steps=2, temperature=0.8) == found
         assert pyratok(*command, "-o", tmp_path / "x.mp4", "--count", 2) == 0
         assert [probe(tmp_path / f"x-{number}.mp4").frames for number in (1, 2)] == [5, 5]
 

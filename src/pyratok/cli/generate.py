@@ -39,11 +39,11 @@ CountOption = Annotated[
     int, typer.Option("--count", min=1, metavar="N", help="Make N clips, OUT-1.mp4 and so on, of seeds that follow.")
 ]
 GuidanceOption = Annotated[
-    float | None, typer.Option("--guidance", metavar="G", help="How much the text counts: 1, the default, is plain.")
+    float | None, typer.Option("--guidance", metavar="G", help="How much the text counts: 1 is plain; default: 4.")
 ]
 TemperatureOption = Annotated[
     str | None,
-    typer.Option("--temperature", metavar="T[,T...]", help="0 takes what is likeliest; one, or one a level."),
+    typer.Option("--temperature", metavar="T[,T...]", help="0: the likeliest; one, or one a level; default: 0.8."),
 ]
 TopKOption = Annotated[
     str | None, typer.Option("--top-k", metavar="K[,K...]", help="Draw from the K likeliest values; 0: from all.")
@@ -52,7 +52,7 @@ TopPOption = Annotated[
     str | None, typer.Option("--top-p", metavar="P[,P...]", help="Draw from the likeliest values that make up P.")
 ]
 StepsOption = Annotated[
-    str | None, typer.Option("--steps", metavar="N[,N...]", help="Steps of a scale or masked prior; default: 8.")
+    str | None, typer.Option("--steps", metavar="N[,N...]", help="Steps of a scale or masked prior; default: 12.")
 ]
 
 
@@ -80,14 +80,16 @@ def generate(
     """Make a new video, of what a prompt says."""
     from pyratok.tasks.generation.clips import generate_clip
     from pyratok.tasks.generation.files import find_prior
+    from pyratok.tasks.generation.sampling import advised
 
     prior_folder = find_prior(chosen, model)
     out, watch = Output(json_file, output, prior_folder, model), ShownStopwatch()
-    how = _how(seed, count, guidance, temperature, top_k, top_p, steps)
+    asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     height, width = _size(size)
     _check_prompt(prompt, prior_folder)
     outputs = _outputs(output, count)
     tokenizer, prior = _load(model, prior_folder, watch)
+    how = advised(prior.config) | asked
     frames = frames or prior.config.frames
     _check_outputs(outputs, None if frames == 1 else fps, frames)
     shape: dict[str, Any] = {"frames": frames, "height": height, "width": width, "fps": fps}
@@ -125,13 +127,15 @@ def continue_(
     from pyratok.data.video_io import FALLBACK_FPS, probe
     from pyratok.tasks.generation.clips import continue_clip, fit_clip, whole_steps
     from pyratok.tasks.generation.files import find_prior
+    from pyratok.tasks.generation.sampling import advised
 
     prior_folder = find_prior(chosen, model)
     out, watch = Output(json_file, video, output, prior_folder, model), ShownStopwatch()
-    how = _how(seed, count, guidance, temperature, top_k, top_p, steps)
+    asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
     outputs, info = _outputs(output, count), probe(video)
     tokenizer, prior = _load(model, prior_folder, watch)
+    how = advised(prior.config) | asked
     frames = frames or prior.config.frames
     _check_outputs(outputs, info.fps or FALLBACK_FPS, frames, video)
     with watch.step("reading the video"):
@@ -175,13 +179,15 @@ def inpaint(
     from pyratok.data.video_io import probe
     from pyratok.tasks.generation.clips import fit_clip, inpaint_clip, load_region
     from pyratok.tasks.generation.files import find_prior
+    from pyratok.tasks.generation.sampling import advised
 
     prior_folder = find_prior(chosen, model)
     out, watch = Output(json_file, video, mask, output, prior_folder, model), ShownStopwatch()
-    how = _how(seed, count, guidance, temperature, top_k, top_p, steps)
+    asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
     outputs, info = _outputs(output, count), probe(video)
     tokenizer, prior = _load(model, prior_folder, watch)
+    how = advised(prior.config) | asked
     _check_outputs(outputs, info.fps, frames or info.frames, video, mask)
     with watch.step("reading the video"):
         clip = fit_clip(video, prior.config, frames)
@@ -206,7 +212,7 @@ def _how(
     top_p: str | None,
     steps: str | None,
 ) -> dict[str, Any]:
-    """Those of the options that were given, as the library takes them, which knows their defaults."""
+    """Those of the options that were given, as the library takes them."""
     chosen = {
         "guidance": guidance,
         "temperature": _per_level("--temperature", temperature, float),

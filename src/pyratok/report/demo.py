@@ -22,6 +22,7 @@ from pyratok.report.tokenmaps import sprite_sheet, token_colours
 from pyratok.tasks.generation.clips import generate_clip
 from pyratok.tasks.generation.files import load_prior
 from pyratok.tasks.generation.prompts import example_prompts
+from pyratok.tasks.generation.sampling import advised
 from pyratok.types import Geometry, ModelId, Video
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def imagine(tokenizer: VideoTokenizer, folder: Path) -> tuple[Imagined, ...]:
     prior, found = load_prior(folder, tokenizer.model_id), list[Imagined]()
     for seed, prompt in enumerate(example_prompts(folder)):
         try:
-            tokens = generate_clip(tokenizer, prior, prompt, seed=seed, fps=IMAGINED_FPS)
+            tokens = generate_clip(tokenizer, prior, prompt, seed=seed, fps=IMAGINED_FPS, **advised(prior.config))
         except ImportError:  # the text encoder is an extra
             return ()
         found.append(Imagined(prompt=prompt, media=_media(tokenizer.decode(tokens))))

@@ -42,6 +42,7 @@ from pyratok.quantization.bits import ids_to_signs
 from pyratok.tasks.classification import clip_vectors, embed_texts
 from pyratok.tasks.generation.clips import generate_clip
 from pyratok.tasks.generation.files import load_prior
+from pyratok.tasks.generation.sampling import GUIDANCE, STEPS, TEMPERATURE
 from pyratok.types import TokenPyramid
 
 if TYPE_CHECKING:
@@ -66,11 +67,11 @@ class WorldProtocol(BenchmarkProtocol):
     combinations: str = "held-out"
     frames: int = 17
     size: int = 64
-    temperature: float = 1.0
-    guidance: float = 1.0
+    temperature: float = TEMPERATURE
+    guidance: float = GUIDANCE
     top_k: int = 0
     top_p: float = 1.0
-    steps: int = 0
+    steps: int = STEPS
     seed: int = 1
     world: str = ""
     prior: str = ""

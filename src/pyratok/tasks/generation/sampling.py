@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyratok.model.alignment import WordHead
 from pyratok.quantization.bits import ids_to_signs
+from pyratok.tasks.generation.config import PriorConfig
 
 PerLevel = float | Sequence[float]
 """One value for all levels, or one for each."""
@@ -48,6 +50,17 @@ class SamplingConfig:
         for name in ("guidance", "choice_temperature"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a number of at least 0, got {getattr(self, name)}")
+
+
+TEMPERATURE, GUIDANCE, STEPS = 0.8, 4.0, 12
+"""What the priors in the package are measured with."""
+
+
+def advised(config: PriorConfig) -> dict[str, Any]:
+    """:data:`TEMPERATURE`, :data:`GUIDANCE` and :data:`STEPS`, for :func:`~pyratok.tasks.generation.generate.generate`;
+    no guidance for a prior that has always been told the caption, which has nothing to compare with."""
+    chosen = {"temperature": TEMPERATURE, "steps": STEPS}
+    return chosen | ({"guidance": GUIDANCE} if config.text_dropout else {})
 
 
 class Noise:

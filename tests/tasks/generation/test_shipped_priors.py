@@ -1,0 +1,49 @@
+"""The priors in the package: bound to the model they ship with, and what a prompt says is what comes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyratok.model.pyratok import PyraTok
+from pyratok.tasks.generation.clips import generate_clip
+from pyratok.tasks.generation.files import SHIPPED, find_prior, load_prior
+from pyratok.tasks.generation.prompts import example_prompts, unseen_words
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model() -> PyraTok:
+    return PyraTok.from_pretrained()
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_a_prompt_decides_the_place(kind: str, model: PyraTok) -> None:
+    """A purple sky over the sea, dry grass on the dune: which of both it is, colours say."""
+    prior = load_prior(find_prior(kind), model.model_id)
+    assert prior.config.kind == kind
+    bluer = {}
+    for place in ("the infinite sea", "the dune"):
+        prompt = f"a red teapot moves to the left in front of {place}"
+        tokens = generate_clip(model, prior, prompt, seed=3, guidance=2.0)
+        video = model.decode(tokens).plain()
+        assert video.shape == (1, 3, 17, 64, 64)
+        _, green, blue = video[0, :, :, 40:].mean(dim=(1, 2, 3))
+        bluer[place] = float(blue - green)
+    assert bluer["the infinite sea"] > bluer["the dune"] + 0.2
+
+
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_example_prompts_are_of_words_it_has_read(kind: str, model: PyraTok) -> None:
+    prompts = example_prompts(find_prior(kind))
+    assert prompts
+    assert [unseen_words(find_prior(kind), prompt) for prompt in prompts] == [[]] * len(prompts)
+    assert unseen_words(find_prior(kind), "a red kangaroo") == ["kangaroo"]
+
+
+def test_a_seed_brings_a_clip_back(model: PyraTok) -> None:
+    prior = load_prior(find_prior(None), model.model_id)
+    first, again, other = (generate_clip(model, prior, "a white glove", seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(first.levels[0], again.levels[0])
+    assert not torch.equal(first.levels[0], other.levels[0])
