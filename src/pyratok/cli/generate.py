@@ -28,7 +28,7 @@ OutputClip = Annotated[
 ]
 PriorOption = Annotated[
     str | None,
-    typer.Option("--prior", metavar="KIND|DIR", help="ar, the default, scale or masked, or your own prior's folder."),
+    typer.Option("--prior", metavar="KIND|DIR", help="Your own prior's folder, or one that MODEL brings; default: ar."),
 ]
 PromptOption = Annotated[str | None, typer.Option("--caption", metavar="TEXT", help="What the video shows.")]
 LengthOption = Annotated[

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyratok.model.companions import shipped_companion
 from pyratok.model.pyratok import PyraTok
 from pyratok.tasks.generation.clips import generate_clip
 from pyratok.tasks.generation.files import SHIPPED, find_prior, load_prior
 from pyratok.tasks.generation.prompts import example_prompts, unseen_words
+from pyratok.tasks.generation.sampling import advised
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +20,10 @@ def model() -> PyraTok:
     return PyraTok.from_pretrained()
 
 
-@pytest.mark.parametrize("kind", SHIPPED)
+KINDS = [kind for kind in SHIPPED if shipped_companion(None, f"prior-{kind}")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_prompt_decides_the_place(kind: str, model: PyraTok) -> None:
     """A purple sky over the sea, dry grass on the dune: which of both it is, colours say."""
     prior = load_prior(find_prior(kind), model.model_id)
@@ -26,7 +31,7 @@ def test_a_prompt_decides_the_place(kind: str, model: PyraTok) -> None:
     bluer = {}
     for place in ("the infinite sea", "the dune"):
         prompt = f"a red teapot moves to the left in front of {place}"
-        tokens = generate_clip(model, prior, prompt, seed=3, guidance=2.0)
+        tokens = generate_clip(model, prior, prompt, seed=3, **advised(prior.config))
         video = model.decode(tokens).plain()
         assert video.shape == (1, 3, 17, 64, 64)
         _, green, blue = video[0, :, :, 40:].mean(dim=(1, 2, 3))
@@ -34,12 +39,16 @@ def test_a_prompt_decides_the_place(kind: str, model: PyraTok) -> None:
     assert bluer["the infinite sea"] > bluer["the dune"] + 0.2
 
 
-@pytest.mark.parametrize("kind", SHIPPED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_example_prompts_are_of_words_it_has_read(kind: str, model: PyraTok) -> None:
     prompts = example_prompts(find_prior(kind))
     assert prompts
     assert [unseen_words(find_prior(kind), prompt) for prompt in prompts] == [[]] * len(prompts)
     assert unseen_words(find_prior(kind), "a red kangaroo") == ["kangaroo"]
+
+
+def test_the_default_is_there() -> None:
+    assert KINDS[0] == SHIPPED[0]
 
 
 def test_a_seed_brings_a_clip_back(model: PyraTok) -> None:
