@@ -19,7 +19,7 @@ from pyratok.data.token_shards import ShardHeader, TokenRow, TokenShards, shard_
 from pyratok.recipes import PRIORS
 from pyratok.tasks.generation.files import load_prior, save_prior
 from pyratok.tasks.generation.generate import build_prior, generate
-from pyratok.tasks.generation.prompts import unseen_words
+from pyratok.tasks.generation.prompts import example_prompts, unseen_words
 from pyratok.train.held_out import TrainingClips, bits_per_token, is_held_out, survey
 from pyratok.train.objectives import LossWeights, Part
 from pyratok.train.optim import OptimConfig
@@ -109,6 +109,10 @@ def test_what_depends_on_the_place_is_learned(kind: str, shards: Path, tmp_path:
     prior = load_prior(folder, TOKENIZER)
     assert generate(prior, None, GEOMETRY, steps=2).batch_size == 1
     assert unseen_words(folder, "a DISC of gold") == ["a", "gold", "of"]
+    rows = TokenShards(shards, shuffle=False)
+    captions = {row.caption for row in map(rows.__getitem__, range(len(rows))) if is_held_out(row.clip, 0.2)}
+    assert example_prompts(folder)
+    assert set(example_prompts(folder)) <= captions
 
 
 def test_the_first_levels_alone(shards: Path, tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def options_of(name: str, settings: dict[str, str], networks: dict[str, str], mo
     does."""
     from pyratok.eval.benchmarks.registry import Options
     from pyratok.model.companions import ANSWERER, shipped_companion
-    from pyratok.tasks.generation.files import SHIPPED, find_prior
+    from pyratok.tasks.generation.files import find_prior, shipped_prior
 
     if "reader" in networks and "reader" not in settings:
         raise ValueError(
@@ -133,7 +133,7 @@ def options_of(name: str, settings: dict[str, str], networks: dict[str, str], mo
     if wanted and "reader" in ENTRIES[name].networks and (shipped := shipped_companion(model, ANSWERER)):
         settings, networks = settings | {"reader": "answerer"}, networks | {"reader": str(shipped)}
     prior = networks.get("prior")
-    if "prior" in ENTRIES[name].networks and (prior or shipped_companion(model, f"prior-{SHIPPED[0]}")):
+    if "prior" in ENTRIES[name].networks and (prior or shipped_prior(model)):
         networks = networks | {"prior": str(find_prior(prior, model))}
     return Options(settings=settings, networks={key: Path(path) for key, path in networks.items()})
 

@@ -27,10 +27,9 @@ def demo(
     json_file: JsonOption = None,
 ) -> None:
     """Send a clip through the model and write a report to look at: report.html, the tokens and the video."""
-    from pyratok.model.companions import shipped_companion
     from pyratok.report.demo import run_demo, sample_clip
     from pyratok.report.page import render
-    from pyratok.tasks.generation.files import SHIPPED
+    from pyratok.tasks.generation.files import shipped_prior
 
     clip, watch = clip or sample_clip(), ShownStopwatch(keep=True)
     with watch.step("examine the clip"):
@@ -47,7 +46,7 @@ def demo(
             common.check_output(path, clip)
     with watch.step("load the model"):
         tokenizer = common.load_model(model)
-    prior = shipped_companion(model, f"prior-{SHIPPED[0]}")
+    prior = shipped_prior(model)
 
     # All three files or none: they are made in a folder beside and moved when the last one is there.
     with TemporaryDirectory(prefix=".pyratok-", dir=out if out.is_dir() else out.parent) as folder:

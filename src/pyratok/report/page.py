@@ -196,7 +196,7 @@ def _imagined(result: DemoResult) -> str:
     return (
         '<section id="imagined"><h2>New clips from words</h2><p>A small prior, a transformer over tokens, read these '
         "sentences and wrote the tokens of clips that never were; the model above decoded them. It knows a small world "
-        "of drawn things, failures included: nothing is picked out here.</p>"
+        "of drawn things and no more. Nothing is picked out, failures included.</p>"
         f'<div class="tiles maps">{tiles}</div></section>'
     )
 

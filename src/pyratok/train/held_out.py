@@ -21,7 +21,7 @@ from pyratok.tasks.generation.prompts import words_of
 
 COUNTED = 256
 """Clips whose words are counted at once."""
-EXAMPLES = 6
+NUM_EXAMPLES = 6
 """Captions that are kept as prompts to begin with."""
 
 
@@ -102,7 +102,7 @@ def survey(shards: TokenShards, held_out: float) -> Survey:
         usage=usage,
         words=frozenset(words),
         held_out=tuple(apart),
-        examples=tuple(examples)[:EXAMPLES],
+        examples=tuple(examples)[:NUM_EXAMPLES],
     )
 
 

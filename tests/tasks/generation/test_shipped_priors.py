@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyratok.model.companions import shipped_companion
 from pyratok.model.pyratok import PyraTok
 from pyratok.tasks.generation.clips import generate_clip
-from pyratok.tasks.generation.files import SHIPPED, find_prior, load_prior
+from pyratok.tasks.generation.files import SHIPPED, find_prior, load_prior, shipped_prior
 from pyratok.tasks.generation.prompts import example_prompts, unseen_words
 from pyratok.tasks.generation.sampling import advised
 
@@ -20,7 +19,7 @@ def model() -> PyraTok:
     return PyraTok.from_pretrained()
 
 
-KINDS = [kind for kind in SHIPPED if shipped_companion(None, f"prior-{kind}")]
+KINDS = [kind for kind in SHIPPED if shipped_prior(None, kind)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,6 +21,11 @@ SHIPPED = ("ar", "scale", "masked")
 """Kinds of prior that a model may bring, the first by default; each in the folder ``prior-KIND`` within its own."""
 
 
+def shipped_prior(model: str | os.PathLike[str] | None, kind: str = SHIPPED[0]) -> Path | None:
+    """The folder of the prior of that kind that a model, as ``from_pretrained`` takes it, brings; None for none."""
+    return shipped_companion(model, f"prior-{kind}")
+
+
 def find_prior(prior: str | os.PathLike[str] | None, model: str | os.PathLike[str] | None = None) -> Path:
     """The folder of a ``prior``, told by its folder or as one of :data:`SHIPPED` with ``model``; default: the first.
 
@@ -28,10 +33,11 @@ def find_prior(prior: str | os.PathLike[str] | None, model: str | os.PathLike[st
     """
     if prior is not None and str(prior) not in SHIPPED:
         return Path(prior)
-    if found := shipped_companion(model, f"prior-{prior or SHIPPED[0]}"):
+    kind = str(prior or SHIPPED[0])
+    if found := shipped_prior(model, kind):
         return found
     raise ValueError(
-        f"no {prior or SHIPPED[0]} prior ships with {model or 'the model of the package'}; give the folder of one that "
+        f"no {kind} prior ships with {model or 'the model of the package'}; give the folder of one that "
         "pyratok train made of its tokens"
     )
 
