@@ -8,13 +8,16 @@ import pytest
 from fakes import FakeTokenizer, moving_video
 from pyratok.cli import app, common
 from pyratok.data.video_io import save_video
+from pyratok.tasks.generation import files
 
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeTokenizer:
-    """Every command meets the fake tokenizer instead of the one in the package."""
+    """Every command meets the fake tokenizer instead of the one in the package, and no prior, which has learned the
+    tokens of that one."""
     fake = FakeTokenizer()
     monkeypatch.setattr(common, "load_model", lambda name_or_path: fake)
+    monkeypatch.setattr(files, "shipped_prior", lambda model, kind="ar": None)
     return fake
 
 
