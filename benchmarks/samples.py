@@ -21,8 +21,8 @@ from pyratok.tasks.generation.clips import generate_clip
 from pyratok.tasks.generation.files import find_prior, load_prior
 
 Pixels = NDArray[np.uint8]
-SHOWN, SCALE, GAP, COLUMNS = 5, 2, 8, 2
-"""Frames of a clip, side by side; pixels of the sheet for one of theirs, and between clips; clips in a row."""
+SHOWN, SCALE, GAP = 5, 2, 8
+"""Frames of a clip, side by side; pixels of the sheet for one of theirs, and between the two clips of a row."""
 PAPER, INK, WRONG = 255, 30, (190, 30, 30)
 
 
@@ -48,8 +48,8 @@ def sheet(world: World, model: PyraTok, prior_folder: Path, protocol: WorldProto
         sight = detector.look(frames)
         seen = f"{sight.colour} {sight.noun}, {sight.way}" if sight.noun else "nothing"
         right = (sight.noun, sight.colour, sight.way) == tuple(shown)
-        tiles.append(tile(np.asarray(frames), truth.caption, seen, right))
-    tiles += [np.full_like(tiles[0], PAPER)] * (-len(tiles) % COLUMNS)
+        tiles.append(tile(frames, truth.caption, seen, right))
+    tiles += [np.full_like(tiles[0], PAPER)] * (len(tiles) % 2)
     gap = np.full((tiles[0].shape[0], GAP, 3), PAPER, np.uint8)
     rows = [np.concatenate([left, gap, right], axis=1) for left, right in zip(tiles[::2], tiles[1::2], strict=True)]
     return np.concatenate(rows)
