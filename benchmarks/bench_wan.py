@@ -111,7 +111,7 @@ def by_step(run: Callable[[Tensor, Carry], Tensor], clip: Tensor, stride: int) -
     """``clip`` a latent step at a time: its first frame, then ``stride`` frames each."""
     parts, tails = list[Tensor](), None
     for part in (clip[:, :, :1], *clip[:, :, 1:].split(stride, dim=2)):
-        carry = Carry(tails)
+        carry, tails = Carry(tails), None  # the pass lets go of the old state as it makes the new one
         parts.append(run(part, carry))
         tails = carry.tails()
     return torch.cat(parts, dim=2)

@@ -115,6 +115,19 @@ RECORDS: dict[str, dict[str, Any]] = {
         "size": [256, 256],
         "results": both(minutes=STREAMED, times_real_time=1.93, growth_percent=0.33, peak_mib=655.0),
     },
+    "seams": {
+        "clip": [9, 256, 256],
+        "tile": 128,
+        "results": [
+            {
+                "halo": 64,
+                "feather": 16,
+                "seam_ratio": 1.0123,
+                "relative_difference": 0.002,
+                "differing_bits_percent": [3.25, 0.5],
+            }
+        ],
+    },
     "resolutions": {
         "model": "pyratok-nano (0123)",
         "files": 3,
@@ -132,6 +145,7 @@ SHOWN = {
     "lfq": ["8.1 ms", "3,024x", "7,900 MiB", "30.4x", "2.1234", "6.875", "few causes"],
     "large": ["200 s", "0.355", "3.00 GiB", "tiles of 1024x1024", "1.04", "95%", "refused"],
     "long": ["1.93x", "611 MiB", "613 MiB", "+0.3 %"],
+    "seams": ["64 pixels, blended over 32", "1.012", "0.002", "3.25 %", "bits of level 2"],
     "resolutions": ["240p", "42.5 %", "55.2 %", "97.1 %", "777", "100 %"],
 }
 
@@ -243,7 +257,7 @@ def test_the_command_writes_page_and_plots(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "docs" / "performance.md").read_text()
     written = {path.name for path in (tmp_path / "docs" / "images").iterdir()}
-    assert written == {f"perf-{name}.svg" for name in RECORDS if name != "lfq"}
+    assert written == {f"perf-{name}.svg" for name in RECORDS if name not in ("lfq", "seams")}
     assert all(f"(images/{name})" in page for name in written)
 
 

@@ -26,7 +26,8 @@ class Carry:
     """
 
     def __init__(self, tails: Sequence[Tensor] | None = None) -> None:
-        self._before = None if tails is None else tuple(tails)
+        self._before: list[Tensor | None] | None = None if tails is None else list(tails)
+        self._read = 0
         self._after: list[Tensor] = []
 
     @property
@@ -40,32 +41,44 @@ class Carry:
         At the start ``zeros`` steps of zeros, by default ``steps``, stand in front. Raises ValueError where the tail
         is not of a layer like this one: the state of another model or of another frame size.
         """
-        if self._before is None:
+        tail = self.before((*x.shape[:2], steps, *x.shape[3:]), x)
+        if tail is None:
             zeros = steps if zeros is None else zeros
             wide = F.pad(x, (0, 0, 0, 0, zeros, 0)) if zeros else x
         else:
-            wide = torch.cat([self._next(x, steps), x], dim=2)
+            wide = torch.cat([tail, x], dim=2)
         # A view would keep the activation of the whole chunk alive.
-        self._after.append(wide[:, :, -steps:].clone(memory_format=torch.channels_last_3d))
+        self.keep(wide[:, :, -steps:].clone(memory_format=torch.channels_last_3d))
         return wide
+
+    def before(self, shape: tuple[int, ...], like: Tensor) -> Tensor | None:
+        """What this layer saw last, of that shape and the type of ``like``; None at the start. For layers that keep
+        their own tail, with :meth:`keep`.
+
+        The cursor lets go of it: where nobody else holds the old state, its memory is free as the pass goes on.
+        """
+        if self._before is None:
+            return None
+        index = self._read
+        if index >= len(self._before):
+            raise ValueError(f"the state holds {len(self._before)} tails, this model has more")
+        tail, self._before[index], self._read = self._before[index], None, index + 1
+        assert tail is not None
+        if tail.shape != shape:
+            raise ValueError(
+                f"tail {index} of the state has shape {tuple(tail.shape)}, this model and frame size need {shape}"
+            )
+        return tail.to(like)
+
+    def keep(self, tail: Tensor) -> None:
+        """The last steps of a layer's input, for the chunk after this one; as many times as :meth:`before`."""
+        self._after.append(tail)
 
     def tails(self) -> tuple[Tensor, ...]:
         """After the pass: what the next chunk needs. Raises ValueError where the pass left some of its own unread."""
         if self._before is not None and len(self._after) != len(self._before):
             raise ValueError(f"the state holds {len(self._before)} tails, this model has {len(self._after)}")
         return tuple(self._after)
-
-    def _next(self, x: Tensor, steps: int) -> Tensor:
-        assert self._before is not None
-        index, wanted = len(self._after), (*x.shape[:2], steps, *x.shape[3:])
-        if index >= len(self._before):
-            raise ValueError(f"the state holds {len(self._before)} tails, this model has more")
-        tail = self._before[index]
-        if tail.shape != wanted:
-            raise ValueError(
-                f"tail {index} of the state has shape {tuple(tail.shape)}, this model and frame size need {wanted}"
-            )
-        return tail.to(x)
 
 
 def at_start(carry: Carry | None) -> bool:

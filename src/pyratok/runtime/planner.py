@@ -1,15 +1,16 @@
 """How to run a clip in a given memory: the tile and chunk that fit with the least work.
 
 The peak of a pass is found by running the real layers over a few small frames and counting what tensors live at once;
-so it follows whatever the layers do. It grows linearly with the frames of a pass, and with the area of a tile linearly
-without attention over the frame, at most quadratically with it. What kernels and the allocator take beyond tensors is
-:data:`SLACK` and :data:`FRAGMENTS`. To it come what the process holds already, the states of tiles in waiting, the ids,
-and what the caller says is still to come.
+so it follows whatever the layers do, whole and in slices of frames. It grows linearly with the frames of a pass, and
+with the area of a tile linearly without attention over the frame, at most quadratically with it. What kernels and the
+allocator take beyond tensors is :data:`SLACK` and :data:`FRAGMENTS`. To it come what the process holds already, the
+states of tiles in waiting, the ids, and what the caller says is still to come.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -23,6 +24,7 @@ from pyratok.runtime.memory import TensorMemory, format_bytes, parse_bytes, resi
 from pyratok.runtime.receptive import decode_halo, encode_halo, spatial_multiple
 from pyratok.runtime.tiling import Layout, Span, halo_of, spans
 from pyratok.types import Geometry
+from pyratok.vae.sliced import SLICE_BYTES, SLICES, slices_of
 
 Direction = Literal["encode", "decode"]
 
@@ -219,15 +221,34 @@ def _sizes(length: int, unit: int) -> list[int]:
     return [unit * size for size in sorted({math.ceil(units / count) for count in range(1, units + 1)}, reverse=True)]
 
 
-class Need(NamedTuple):
-    """Bytes of the tensors of one pass as a function of its area in pixels, and of the state per pixel."""
+class Growth(NamedTuple):
+    """Bytes as a function of the area in pixels."""
 
     linear: float
     quadratic: float
+
+    def at(self, area: int) -> float:
+        return self.linear * area + self.quadratic * area**2
+
+    @staticmethod
+    def through(areas: list[int], peaks: list[float]) -> Growth:
+        per_pixel = [peak / area for peak, area in zip(peaks, areas, strict=True)]
+        quadratic = max(0.0, (per_pixel[-1] - per_pixel[0]) / (areas[-1] - areas[0])) if len(areas) > 1 else 0.0
+        return Growth(per_pixel[-1] - quadratic * areas[-1], quadratic)
+
+
+class Need(NamedTuple):
+    """Bytes of the tensors of one pass, and of the state per pixel.
+
+    ``at_once``: where all frames fit into one slice of :mod:`pyratok.vae.sliced`; ``by_frame``: where each fills one.
+    """
+
+    at_once: Growth
+    by_frame: Growth
     state: float
 
     def tensors(self, area: int) -> float:
-        return self.linear * area + self.quadratic * area**2
+        return min(self.at_once.at(area), self.by_frame.at(area) + SLICES * SLICE_BYTES)
 
     def peak(self, area: int, direction: Direction) -> float:
         tensors = self.tensors(area)
@@ -245,10 +266,13 @@ def pass_need(
     multiple = spatial_multiple(model.strides)
     sizes = [(k * multiple[0], k * multiple[1]) for k in ((8,) if local else (4, 12))]
     areas = [height * width for height, width in sizes]
-    peaks, states = zip(*(_measure(model, direction, steps, batch, size, chunked) for size in sizes), strict=True)
-    per_pixel = [peak / area for peak, area in zip(peaks, areas, strict=True)]
-    quadratic = max(0.0, (per_pixel[-1] - per_pixel[0]) / (areas[-1] - areas[0])) if len(sizes) > 1 else 0.0
-    return Need(per_pixel[-1] - quadratic * areas[-1], quadratic, states[-1] / areas[-1])
+    growths = list[Growth]()
+    for slice_bytes in (sys.maxsize, 0):
+        with slices_of(slice_bytes):
+            found = [_measure(model, direction, steps, batch, size, chunked) for size in sizes]
+        growths.append(Growth.through(areas, [peak for peak, _ in found]))
+    _, state = found[-1]
+    return Need(growths[0], growths[1], state / areas[-1])
 
 
 def _measure(

@@ -17,7 +17,6 @@ from itertools import pairwise
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyratok.config import WanVAEConfig
@@ -31,6 +30,7 @@ from pyratok.vae.wan_blocks import (
     ResidualBlock,
     RMSNorm,
     Upsample,
+    norm_and_convolve,
     patchify,
     unpatchify,
 )
@@ -52,7 +52,7 @@ class ResidualDownStage(nn.Module):
         """Features for the next stage, and the tap."""
         tap = x
         for block in self.resnets:
-            tap = block(tap, carry)
+            tap = block(tap, carry, in_place=tap is not x)
         out = tap if self.downsampler is None else self.downsampler(tap, carry)
         return out + self.avg_shortcut(x), tap
 
@@ -89,13 +89,15 @@ class Encoder(nn.Module):
                 continue
             if isinstance(layer, Downsample):
                 taps.append(x)
-            x = layer(x, carry)
+                x = layer(x, carry)
+            else:
+                x = layer(x, carry, in_place=True)
         if not isinstance(self.down_blocks[-1], ResidualDownStage):
             taps.append(x)
         return (*taps, self.mid_block(x, carry))
 
     def head(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x)), carry))
+        return norm_and_convolve(self.norm_out, self.conv_out, x, carry)
 
 
 class UpStage(nn.Module):
@@ -120,9 +122,10 @@ class UpStage(nn.Module):
             self.upsamplers = nn.ModuleList([Upsample(out_dim, out_dim // 2, in_space, in_time)])
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+        """``x`` may be overwritten."""
         h = x
         for block in self.resnets:
-            h = block(h, carry)
+            h = block(h, carry, in_place=h is not x or self.avg_shortcut is None)
         for upsample in self.upsamplers or ([self.upsampler] if self.upsampler is not None else []):
             h = upsample(h, carry)
         return h if self.avg_shortcut is None else h + self.avg_shortcut(x, carry)
@@ -151,7 +154,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z, carry), carry)
         for stage in self.up_blocks:
             x = stage(x, carry)
-        return cast(Tensor, self.conv_out(F.silu(self.norm_out(x)), carry))
+        return norm_and_convolve(self.norm_out, self.conv_out, x, carry)
 
 
 class WanVAE(nn.Module):

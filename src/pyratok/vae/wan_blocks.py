@@ -11,7 +11,7 @@ Layout: activations are ``[B, C, T, H, W]`` kept in ``channels_last_3d`` memory 
 
 from __future__ import annotations
 
-import math
+from itertools import product
 from typing import cast
 
 import torch
@@ -20,6 +20,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from pyratok.nn.carry import Carry, at_start
+from pyratok.vae.sliced import NormedConv, empty, frame_slices, is_sliced, runs_on_cpu, slices
 
 
 class CausalConv3d(nn.Conv3d):
@@ -42,6 +43,10 @@ class CausalConv3d(nn.Conv3d):
         if self.causal_pad:
             # Time is the outermost axis of channels-last memory, so that this pad is one block copy.
             x = F.pad(x, (0, 0, 0, 0, self.causal_pad, 0)) if carry is None else carry.extend(x, self.causal_pad)
+        return self.convolve(x)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Of frames in front of which those before them stand already."""
         return super().forward(x)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -52,15 +57,11 @@ class CausalConv3d(nn.Conv3d):
 
     @staticmethod
     def _is_slow_in_torch(x: Tensor) -> bool:
-        """A chunk of few frames, for which torch would choose a convolution up to nine times as slow as oneDNN's.
+        """For small inputs torch would choose a convolution up to nine times as slow as oneDNN's.
 
-        The bound is that of ``ConvParams::use_mkldnn`` in ATen; oneDNN's op alone has no gradient, and graphs are to be
-        made of ops that every runtime knows.
+        oneDNN's op alone has no gradient, and graphs are to be made of ops that every runtime knows.
         """
-        if torch.compiler.is_compiling() or torch.is_grad_enabled():
-            return False
-        few = x.shape[0] == 1 and math.prod(x.shape[1:4]) <= 20480
-        return few and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+        return runs_on_cpu(x) and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 class RMSNorm(nn.Module):
@@ -86,10 +87,42 @@ class ResidualBlock(nn.Module):
         self.conv2 = CausalConv3d(out_dim, out_dim, 3, padding=1)
         self.conv_shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
 
-    def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
+    def forward(self, x: Tensor, carry: Carry | None = None, *, in_place: bool = False) -> Tensor:
+        """``in_place``: nobody needs ``x`` any more, and its memory may be that of the result."""
+        if is_sliced(x):
+            return self._in_slices(x, carry, in_place)
         h = self.conv1(F.silu(self.norm1(x)), carry)
         h = self.conv2(F.silu(self.norm2(h)), carry)
         return h + self.conv_shortcut(x)
+
+    def _in_slices(self, x: Tensor, carry: Carry | None, in_place: bool) -> Tensor:
+        batch, _, frames, *size = x.shape
+        width = self.conv1.out_channels
+        parts = list(slices(x, width))
+        longest = parts[0].stop
+        first = NormedConv(self.norm1.gamma, self.conv1, (batch, x.shape[1], longest, *size), x, carry)
+        second = NormedConv(self.norm2.gamma, self.conv2, (batch, width, longest, *size), x, carry)
+        out = x if in_place and x.shape[1] == width else empty((batch, width, frames, *size), x)
+        for part in parts:
+            now = x[:, :, part]
+            torch.add(second(first(now)), self.conv_shortcut(now), out=out[:, :, part])
+        for normed in (first, second):
+            normed.hand_on()
+        return out
+
+
+def norm_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, carry: Carry | None) -> Tensor:
+    """Norm, SiLU and a causal convolution."""
+    if not is_sliced(x):
+        return cast(Tensor, conv(F.silu(norm(x)), carry))
+    batch, channels, frames, *size = x.shape
+    parts = list(slices(x))
+    normed = NormedConv(norm.gamma, conv, (batch, channels, parts[0].stop, *size), x, carry)
+    out = empty((batch, conv.out_channels, frames, *size), x)
+    for part in parts:
+        out[:, :, part] = normed(x[:, :, part])
+    normed.hand_on()
+    return out
 
 
 class AttentionBlock(nn.Module):
@@ -120,7 +153,7 @@ class MidBlock(nn.Module):
         x = self.resnets[0](x, carry)
         for attention in self.attentions:
             x = attention(x)
-        return self.resnets[1](x, carry)
+        return cast(Tensor, self.resnets[1](x, carry, in_place=True))
 
 
 class Downsample(nn.Module):
@@ -139,7 +172,9 @@ class Downsample(nn.Module):
         self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1)) if in_time else None
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
-        x = unfold_time(self.resample(fold_time(x)), x.shape[0])
+        frames = fold_time(x)
+        runs = [frames[part] for part in frame_slices(frames)] if is_sliced(x) else [frames]
+        x = unfold_time(torch.cat([self.resample(run) for run in runs]), x.shape[0])
         if self.time_conv is None:
             return x
         seen = x if carry is None else carry.extend(x, 1, zeros=0)
@@ -225,8 +260,19 @@ def double_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     """
     height, width = x.shape[-2:]
     rows = _on_doubled(weight.movedim(2, -1))  # [2, D, C, 3, 2]
-    kernels = _on_doubled(rows.movedim(3, -1))  # [2, 2, D, C, 2, 2], even or odd column first
-    y = F.conv2d(x, kernels.flatten(0, 2), None if bias is None else bias.repeat(4), padding=1)
+    kernels = _on_doubled(rows.movedim(3, -1)).flatten(0, 2)  # [2 2 D, C, 2, 2], even or odd column first
+    biases = None if bias is None else bias.repeat(4)
+    if is_sliced(x):
+        kernels = kernels.contiguous(memory_format=torch.channels_last)
+        out = torch.empty(
+            (len(x), len(weight), 2 * height, 2 * width), dtype=x.dtype, memory_format=torch.channels_last
+        )
+        for part in frame_slices(x, 4 * len(weight)):
+            kinds = F.conv2d(x[part], kernels, biases, padding=1).unflatten(1, (2, 2, -1))
+            for b, a in product((0, 1), repeat=2):
+                out[part, :, a::2, b::2] = kinds[:, b, a, :, a : a + height, b : b + width]
+        return out
+    y = F.conv2d(x, kernels, biases, padding=1)
     kinds = rearrange(y, "n (two odd d) h w -> two odd n h w d", two=2, odd=2)
     # An odd row begins its pair of rows one further down.
     doubled = [torch.stack([kinds[b, a, :, a : a + height, b : b + width] for b in (0, 1)], dim=3) for a in (0, 1)]
