@@ -50,15 +50,20 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution.default:
             x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args
-            shape = Convolution(
-                tuple(x.shape),
-                tuple(weight.shape),
-                *(tuple(value) for value in (stride, padding, dilation)),
-                transposed,
-                tuple(output_padding),
-                groups,
-            )
-            self.seen[shape] += 1
+        elif func is torch.ops.aten.mkldnn_convolution.default:
+            x, weight, _, padding, stride, dilation, groups = args
+            transposed, output_padding = False, (0,) * len(stride)
+        else:
+            return func(*args, **(kwargs or {}))
+        shape = Convolution(
+            tuple(x.shape),
+            tuple(weight.shape),
+            *(tuple(value) for value in (stride, padding, dilation)),
+            transposed,
+            tuple(output_padding),
+            groups,
+        )
+        self.seen[shape] += 1
         return func(*args, **(kwargs or {}))
 
 

@@ -172,3 +172,5 @@ def test_clips_of_a_prior_are_shown_with_their_prompts(result: DemoResult, page:
     loops = [attrs for tag, attrs in Tags(shown).seen if tag == "video" and attrs.get("class") == "loop"]
     assert len(loops) == 2  # outside the clock that the other videos follow
     assert replace(result, imagined=clips).numbers()["imagined"] == ["a <red> ball", "a star"]
+    unread = render(replace(result, imagined=()))
+    assert "pyratok[text]" in unread.partition('id="imagined"')[2].partition("</section>")[0]

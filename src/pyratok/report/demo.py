@@ -71,6 +71,7 @@ class DemoResult:
 
     ``original``, ``error`` and ``media`` are H.264 mp4 files, or PNG files when the clip is a single image.
     ``is_whole_source``: the clip is the whole source file at its own size, so that their bytes may be compared.
+    ``imagined``: None where there is no prior to make clips, none where its prompts cannot be read (:func:`imagine`).
     """
 
     source: str
@@ -87,7 +88,7 @@ class DemoResult:
     usage: tuple[LevelUsage, ...]
     seconds: dict[str, float]
     host: str
-    imagined: tuple[Imagined, ...] = ()
+    imagined: tuple[Imagined, ...] | None = None
 
     @property
     def is_image(self) -> bool:
@@ -121,7 +122,7 @@ class DemoResult:
             "model": asdict(self.model),
             "prefixes": prefixes,
             "usage": [asdict(level) for level in self.usage],
-            "imagined": [clip.prompt for clip in self.imagined],
+            "imagined": [clip.prompt for clip in self.imagined or ()],
             "seconds": self.seconds,
             "host": self.host,
         }
@@ -170,7 +171,7 @@ def run_demo(
             write_atomically(video_path, _media(back))
         else:
             save_video(back, video_path, fps=video.fps, audio_from=clip)
-    imagined: tuple[Imagined, ...] = ()
+    imagined: tuple[Imagined, ...] | None = None
     if prior is not None:
         with watch.step("make clips of words"):
             imagined = imagine(tokenizer, prior)
@@ -197,7 +198,8 @@ def run_demo(
 
 
 def imagine(tokenizer: VideoTokenizer, folder: Path) -> tuple[Imagined, ...]:
-    """A clip for each of the example prompts of the prior in ``folder``; none where no text can be read here."""
+    """A clip for each of the example prompts of the prior in ``folder``; none where text cannot be read here (it takes
+    the extra ``text``)."""
     prior, found = load_prior(folder, tokenizer.model_id), list[Imagined]()
     for seed, prompt in enumerate(example_prompts(folder)):
         try:

@@ -185,18 +185,24 @@ def _plots(result: DemoResult) -> str:
 
 
 def _imagined(result: DemoResult) -> str:
-    """A section of new clips, or nothing."""
+    """A section of new clips, or how to get it; nothing without a prior."""
+    if result.imagined is None:
+        return ""
     tiles = "".join(
         f'<figure class="card"><video class="loop" src="{_data_uri(clip.media, "video/mp4")}" muted playsinline '
         f'autoplay loop preload="auto"></video><figcaption>&ldquo;{escape(clip.prompt)}&rdquo;</figcaption></figure>'
         for clip in result.imagined
     )
-    if not tiles:
-        return ""
+    told = (
+        "A small prior, a transformer over tokens, read these sentences and wrote the tokens of clips that never were; "
+        "the model above decoded them. It knows a small world of drawn things and no more. Nothing is picked out, "
+        "failures included."
+        if tiles
+        else "A small prior writes the tokens of new clips from sentences. To read these takes a text encoder: install "
+        "<code>pyratok[text]</code> and run this again."
+    )
     return (
-        '<section id="imagined"><h2>New clips from words</h2><p>A small prior, a transformer over tokens, read these '
-        "sentences and wrote the tokens of clips that never were; the model above decoded them. It knows a small world "
-        "of drawn things and no more. Nothing is picked out, failures included.</p>"
+        f'<section id="imagined"><h2>New clips from words</h2><p>{told}</p>'
         f'<div class="tiles maps">{tiles}</div></section>'
     )
 

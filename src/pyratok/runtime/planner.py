@@ -32,11 +32,10 @@ SLACK = 1.05
 """Real memory of a pass over that of its tensors; measured, convolutions in channels-last memory need no more."""
 
 FRAGMENTS = 0.75
-MOST_FRAGMENTS: dict[Direction, int] = {"encode": 32 << 20, "decode": 192 << 20}
+MOST_FRAGMENTS: dict[Direction, int] = {"encode": 416 << 20, "decode": 256 << 20}
 """Share of the tensors, and bytes at most, that the allocator keeps beside them. glibc gives freed blocks below 32 MiB
-not back at once: those of a decoder's deep layers still lie there when the large ones of its last layers come. Measured
-on pyratok-nano, 9 frames: beside 69, 276, 995 MB of tensors 52, 17, 0 MB when encoding; beside 72, 290, 1045 MB of
-tensors 23, 173, 223 MB when decoding."""
+not back at once: those of slices and deep layers still lie there when the large ones come. Measured on pyratok-nano, 17
+frames in tiles of 4K and 8K, beside 0.5 to 4 GB of tensors: 60 to 380 MiB when encoding, up to 230 when decoding."""
 
 HEADROOM = 32 << 20
 """Bytes for what a large pass adds to the process besides: kernels for its shapes, buffers of threads."""
