@@ -196,6 +196,9 @@ class TestGenerate:
         assert pyratok(*command, "--json", tmp_path / "x.json") == 0
         assert numbers(tmp_path / "x.json")["imagined"] == []
         assert "install <code>pyratok[text]</code>" in (tmp_path / "out" / "report.html").read_text()
+        save_examples(folder, [])
+        assert pyratok(*command) == 0
+        assert 'id="imagined"' not in (tmp_path / "out" / "report.html").read_text()
 
     @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1, 2]"])
     def test_damaged_lists_beside_a_prior(self, content: str, tmp_path: Path) -> None:

@@ -89,10 +89,9 @@ def test_no_token_sees_itself_or_a_later_one(head: str) -> None:
 
 def test_every_token_sees_the_caption() -> None:
     lm, levels = make(), words()
-    right = flat(lm, levels, captions([3, 1], 3))
-    # Two captions may leave one number as it was, to the last bit; four do not.
-    wrong = torch.stack([flat(lm, levels, captions([3, 1], 3, seed=seed)) for seed in (4, 5, 6, 7)])
-    assert (right != wrong).any(0).all()
+    # Single numbers may agree to the last bit by chance; with this seed the nearest are 7e-5 apart.
+    right, wrong = flat(lm, levels, captions([3, 1], 3)), flat(lm, levels, captions([3, 1], 3, seed=5))
+    assert (right != wrong).all()
 
 
 def test_likelihood_is_that_of_the_sequence_done_by_hand() -> None:

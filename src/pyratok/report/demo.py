@@ -71,7 +71,7 @@ class DemoResult:
 
     ``original``, ``error`` and ``media`` are H.264 mp4 files, or PNG files when the clip is a single image.
     ``is_whole_source``: the clip is the whole source file at its own size, so that their bytes may be compared.
-    ``imagined``: None where there is no prior to make clips, none where its prompts cannot be read (:func:`imagine`).
+    ``imagined``: None where no prior with prompts is there, no clips where these cannot be read (:func:`imagine`).
     """
 
     source: str
@@ -197,11 +197,14 @@ def run_demo(
     )
 
 
-def imagine(tokenizer: VideoTokenizer, folder: Path) -> tuple[Imagined, ...]:
-    """A clip for each of the example prompts of the prior in ``folder``; none where text cannot be read here (it takes
-    the extra ``text``)."""
+def imagine(tokenizer: VideoTokenizer, folder: Path) -> tuple[Imagined, ...] | None:
+    """A clip for each of the example prompts of the prior in ``folder``; None where it has none, no clips where text
+    cannot be read here (it takes the extra ``text``)."""
+    prompts = example_prompts(folder)
+    if not prompts:
+        return None
     prior, found = load_prior(folder, tokenizer.model_id), list[Imagined]()
-    for seed, prompt in enumerate(example_prompts(folder)):
+    for seed, prompt in enumerate(prompts):
         try:
             tokens = generate_clip(tokenizer, prior, prompt, seed=seed, fps=IMAGINED_FPS, **advised(prior.config))
         except ImportError:  # the text encoder is an extra

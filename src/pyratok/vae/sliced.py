@@ -75,17 +75,22 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
 
 
+def inverse_rms(wide: Tensor) -> Tensor:
+    """One over the root mean square of float32 ``wide`` over its axis 1, which stays with size 1."""
+    # 1e-24 is the square of the floor on the norm in the reference.
+    return torch.rsqrt(wide.square().sum(dim=1, keepdim=True).clamp_min(1e-24)) * wide.shape[1] ** 0.5
+
+
 def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
     """SiLU of the RMS norm over channels of ``x`` ``[B, C, T, H, W]``, into ``out`` of that shape; float32 inside."""
-    scale, root = gamma.float().flatten(), x.shape[1] ** 0.5
-    most = max(_slice_bytes.get() // (SLICE_BYTES // BLOCK_BYTES), 1)
-    rows = max(LEAST_ROWS, most // (4 * x.shape[1]))
+    scale = gamma.float().flatten()
+    rows = max(LEAST_ROWS, _slice_bytes.get() // (SLICE_BYTES // BLOCK_BYTES) // (4 * x.shape[1]))
     for one, target in zip(x, out, strict=True):
         places, found = (clip.permute(1, 2, 3, 0).reshape(-1, x.shape[1]) for clip in (one, target))
         assert found.data_ptr() == target.data_ptr(), "not in channels-last memory"
         for start in range(0, len(places), rows):
             wide = places[start : start + rows].float()
-            inverse = wide.square().sum(dim=1, keepdim=True).clamp_min_(1e-24).rsqrt_().mul_(root)
+            inverse = inverse_rms(wide)
             # Of float32 places there is no copy yet.
             wide = wide * inverse if x.dtype == torch.float32 else wide.mul_(inverse)
             found[start : start + rows] = F.silu(wide.mul_(scale), inplace=True)

@@ -20,7 +20,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from pyratok.nn.carry import Carry, at_start
-from pyratok.vae.sliced import NormedConv, empty, frame_slices, is_sliced, runs_on_cpu, slices
+from pyratok.vae.sliced import NormedConv, empty, frame_slices, inverse_rms, is_sliced, runs_on_cpu, slices
 
 
 class CausalConv3d(nn.Conv3d):
@@ -73,9 +73,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        # 1e-24 is the square of the floor on the norm in the reference.
-        inverse = torch.rsqrt(wide.square().sum(dim=1, keepdim=True).clamp_min(1e-24)) * x.shape[1] ** 0.5
-        return (wide * inverse).to(x.dtype) * self.gamma.to(x.dtype)
+        return (wide * inverse_rms(wide)).to(x.dtype) * self.gamma.to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -173,8 +171,11 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         frames = fold_time(x)
-        runs = [frames[part] for part in frame_slices(frames)] if is_sliced(x) else [frames]
-        x = unfold_time(torch.cat([self.resample(run) for run in runs]), x.shape[0])
+        if is_sliced(x):
+            halved = torch.cat([self.resample(frames[part]) for part in frame_slices(frames)])
+        else:
+            halved = self.resample(frames)
+        x = unfold_time(halved, x.shape[0])
         if self.time_conv is None:
             return x
         seen = x if carry is None else carry.extend(x, 1, zeros=0)
