@@ -53,6 +53,9 @@ class Recorder(TorchDispatchMode):
         elif func is torch.ops.aten.mkldnn_convolution.default:
             x, weight, _, padding, stride, dilation, groups = args
             transposed, output_padding = False, (0,) * len(stride)
+        elif func is torch.ops.mkldnn._convolution_pointwise_.binary:
+            _, x, weight, _, padding, stride, dilation, groups, *_ = args
+            transposed, output_padding = False, (0,) * len(stride)
         else:
             return func(*args, **(kwargs or {}))
         shape = Convolution(

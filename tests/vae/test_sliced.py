@@ -15,7 +15,7 @@ from pyratok.runtime.memory import TensorMemory
 from pyratok.vae import sliced
 from pyratok.vae.sliced import BLOCK_BYTES, is_sliced, norm_silu_into, slices, slices_of
 from pyratok.vae.wan import WanVAE
-from pyratok.vae.wan_blocks import RMSNorm, double_and_convolve
+from pyratok.vae.wan_blocks import CausalConv3d, RMSNorm, Upsample, double_and_convolve
 from tiny import VAES, random_video, tiny_vae
 
 ALL_AT_ONCE = 1 << 40
@@ -31,11 +31,14 @@ def without_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @every_variant
-@pytest.mark.parametrize("slice_bytes", [0, 5_000, ALL_AT_ONCE])
+@pytest.mark.parametrize("slice_bytes", [0, 5_000, 20_000, ALL_AT_ONCE])
+@pytest.mark.parametrize("batch", [1, 2])
 @torch.inference_mode()
-def test_slices_of_any_size_are_the_whole(name: str, slice_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    vae, video = tiny_vae(name), random_video(2, 9, 16, 16)
-    latent = torch.randn(2, vae.config.z_dim, 3, 2, 2)
+def test_slices_of_any_size_are_the_whole(
+    name: str, slice_bytes: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vae, video = tiny_vae(name), random_video(batch, 17, 16, 16)
+    latent = torch.randn(batch, vae.config.z_dim, 5, 2, 2)
     with slices_of(slice_bytes):
         found = outputs(vae, video, latent)
     without_slices(monkeypatch)
@@ -136,6 +139,33 @@ def test_the_peak_of_a_pass_is_lower() -> None:
             vae.encode(video)
         peaks.append(memory.peak)
     assert peaks[0] < 0.6 * peaks[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("batch", [1, 2])
+@torch.no_grad()
+def test_a_convolution_added_to_what_is_there_is_their_sum(dtype: torch.dtype, batch: int) -> None:
+    """Also where that is part of a larger tensor, of one clip or several, with gaps in memory between these."""
+    conv = CausalConv3d(6, 4, 3, padding=1).to(dtype)
+    x = torch.randn(batch, 6, 5, 7, 9).to(dtype, memory_format=torch.channels_last_3d)
+    around = torch.randn(batch, 4, 8, 7, 9).to(dtype, memory_format=torch.channels_last_3d)
+    before = around.clone()
+    conv.convolve_onto(x, around[:, :, 2:5])
+    wanted = before.clone()
+    wanted[:, :, 2:5] += conv.convolve(x)
+    rounding = 2e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(around, wanted, atol=rounding, rtol=rounding)
+    assert torch.equal(around[:, :, :2], before[:, :, :2])
+    assert torch.equal(around[:, :, 5:], before[:, :, 5:])
+
+
+@torch.no_grad()
+def test_frames_doubled_in_time_stay_in_channels_last_memory() -> None:
+    up = Upsample(4, 2, in_space=False, in_time=True)
+    x = torch.randn(2, 4, 3, 5, 6).to(memory_format=torch.channels_last_3d)
+    ours = up._double_time(up.time_conv, x, None)
+    assert ours.shape == (2, 4, 5, 5, 6)
+    assert ours.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()

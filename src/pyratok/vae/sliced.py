@@ -10,6 +10,7 @@ to hold no loop over frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,12 +26,14 @@ from pyratok.nn.carry import Carry
 SLICE_BYTES = 8 << 20
 """Of the frames of a layer that are in work at a time. glibc hands freed blocks of up to 32 MiB out again; larger ones
 cost a page fault per 4 KiB, which for a norm is more than its arithmetic."""
-BLOCK_BYTES = 512 << 10
-"""Of the places, in float32, that a norm works on at a time: they stay in the second-level cache."""
+BLOCK_BYTES = 1 << 20
+"""Of the places, in float32, that a norm works on at a time: they stay in the second-level caches of two cores."""
 LEAST_ROWS = 64
+WINDOW_SLICES = 3
+"""Slices that a window has room for, if one is smaller: the frames between two slices are copied so much less often."""
 
-SLICES = 5
-"""Slices that live at once in a block: two windows, what each convolution makes, and the shortcut."""
+SLICES = 2 * WINDOW_SLICES + 2
+"""Slices that live at once in a block: two windows, what the first convolution makes, and the shortcut."""
 
 _slice_bytes: ContextVar[int] = ContextVar("slice_bytes", default=SLICE_BYTES)
 
@@ -77,23 +80,23 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 def inverse_rms(wide: Tensor) -> Tensor:
     """One over the root mean square of float32 ``wide`` over its axis 1, which stays with size 1."""
-    # 1e-24 is the square of the floor on the norm in the reference.
-    return torch.rsqrt(wide.square().sum(dim=1, keepdim=True).clamp_min(1e-24)) * wide.shape[1] ** 0.5
+    norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    return wide.shape[1] ** 0.5 / norm.clamp_min(1e-12)  # the floor of the reference
 
 
 def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
     """SiLU of the RMS norm over channels of ``x`` ``[B, C, T, H, W]``, into ``out`` of that shape; float32 inside."""
-    scale = gamma.float().flatten()
-    rows = max(LEAST_ROWS, _slice_bytes.get() // (SLICE_BYTES // BLOCK_BYTES) // (4 * x.shape[1]))
+    channels, scale = x.shape[1], gamma.float().flatten()
+    rows = max(LEAST_ROWS, _slice_bytes.get() // (SLICE_BYTES // BLOCK_BYTES) // (4 * channels))
+    rows = min(rows, x[0, 0].numel())
+    work = torch.empty(rows, channels)
     for one, target in zip(x, out, strict=True):
-        places, found = (clip.permute(1, 2, 3, 0).reshape(-1, x.shape[1]) for clip in (one, target))
+        places, found = (clip.permute(1, 2, 3, 0).reshape(-1, channels) for clip in (one, target))
         assert found.data_ptr() == target.data_ptr(), "not in channels-last memory"
-        for start in range(0, len(places), rows):
-            wide = places[start : start + rows].float()
-            inverse = inverse_rms(wide)
-            # Of float32 places there is no copy yet.
-            wide = wide * inverse if x.dtype == torch.float32 else wide.mul_(inverse)
-            found[start : start + rows] = F.silu(wide.mul_(scale), inplace=True)
+        for here, there in zip(places.split(rows), found.split(rows), strict=True):
+            wide = work[: len(here)].copy_(here)
+            wide.mul_(inverse_rms(wide)).mul_(scale)
+            there.copy_(F.silu(wide, inplace=True))
 
 
 class CausalConv(Protocol):
@@ -101,31 +104,49 @@ class CausalConv(Protocol):
 
     def convolve(self, x: Tensor) -> Tensor: ...
 
+    def convolve_onto(self, x: Tensor, out: Tensor) -> None: ...
+
 
 class NormedConv:
     """Norm, SiLU and a causal convolution over one slice after another; the frames before each stay in a window.
 
-    ``shape``: of the longest slice. ``like``: its type. With a ``carry`` the window begins with what that remembers.
+    ``shape``: of all slices together, of which the longest has ``longest`` frames. ``like``: its type. With a ``carry``
+    the window begins with what that remembers.
     """
 
     def __init__(
-        self, gamma: Tensor, conv: CausalConv, shape: tuple[int, ...], like: Tensor, carry: Carry | None
+        self, gamma: Tensor, conv: CausalConv, shape: tuple[int, ...], longest: int, like: Tensor, carry: Carry | None
     ) -> None:
         self.gamma, self.conv, self.carry, self.past = gamma, conv, carry, conv.causal_pad
         batch, channels, frames, *size = shape
-        self.window = empty((batch, channels, self.past + frames, *size), like)
+        room = WINDOW_SLICES * _slice_bytes.get() // (channels * math.prod(size) * like.element_size()) - self.past
+        # Frames of several clips lie together in memory only if there is one window for each slice.
+        ahead = longest if batch > 1 else max(longest, min(frames, room))
+        self.window = empty((batch, channels, self.past + ahead, *size), like)
         tail = None if carry is None else carry.before((batch, channels, self.past, *size), like)
         self.window[:, :, : self.past] = 0 if tail is None else tail
+        self.start = 0
 
     def __call__(self, x: Tensor) -> Tensor:
-        stop = self.past + x.shape[2]
-        norm_silu_into(x, self.gamma, self.window[:, :, self.past : stop])
-        y = self.conv.convolve(self.window[:, :, :stop])
-        # By way of a copy: the two overlap where the slice is shorter than the past.
-        self.window[:, :, : self.past] = self.window[:, :, stop - self.past : stop].clone()
-        return y
+        return self.conv.convolve(self._seen(x))
+
+    def onto(self, x: Tensor, out: Tensor) -> None:
+        """Add the result to ``out``."""
+        self.conv.convolve_onto(self._seen(x), out)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """Norm and SiLU of a slice, behind the frames before it."""
+        if self.start + self.past + x.shape[2] > self.window.shape[2]:
+            for frame in range(self.past):  # one after another: old place and new may overlap
+                self.window[:, :, frame] = self.window[:, :, self.start + frame]
+            self.start = 0
+        begin, stop = self.start, self.start + self.past + x.shape[2]
+        norm_silu_into(x, self.gamma, self.window[:, :, begin + self.past : stop])
+        self.start = stop - self.past
+        return self.window[:, :, begin:stop]
 
     def hand_on(self) -> None:
         """After the last slice: the carry keeps what the next chunk needs."""
         if self.carry is not None:
-            self.carry.keep(self.window[:, :, : self.past].clone(memory_format=torch.channels_last_3d))
+            last = self.window[:, :, self.start : self.start + self.past]
+            self.carry.keep(last.clone(memory_format=torch.channels_last_3d))

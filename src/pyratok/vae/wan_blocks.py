@@ -49,6 +49,15 @@ class CausalConv3d(nn.Conv3d):
         """Of frames in front of which those before them stand already."""
         return super().forward(x)
 
+    def convolve_onto(self, x: Tensor, out: Tensor) -> None:
+        """Add :meth:`convolve` to ``out``; by oneDNN as it goes, which rounds once and makes no tensor of its own."""
+        if adds_in_onednn(x, out):
+            shape = self.padding, self.stride, self.dilation, self.groups
+            add = torch.ops.mkldnn._convolution_pointwise_.binary
+            add(out, x, self.weight, self.bias, *shape, "add", None, None, [], None)
+        else:
+            out += self.convolve(x)
+
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self._is_slow_in_torch(x):
             return super()._conv_forward(x, weight, bias)
@@ -98,24 +107,36 @@ class ResidualBlock(nn.Module):
         width = self.conv1.out_channels
         parts = list(slices(x, width))
         longest = parts[0].stop
-        first = NormedConv(self.norm1.gamma, self.conv1, (batch, x.shape[1], longest, *size), x, carry)
-        second = NormedConv(self.norm2.gamma, self.conv2, (batch, width, longest, *size), x, carry)
+        first = NormedConv(self.norm1.gamma, self.conv1, x.shape, longest, x, carry)
+        second = NormedConv(self.norm2.gamma, self.conv2, (batch, width, frames, *size), longest, x, carry)
         out = x if in_place and x.shape[1] == width else empty((batch, width, frames, *size), x)
         for part in parts:
-            now = x[:, :, part]
-            torch.add(second(first(now)), self.conv_shortcut(now), out=out[:, :, part])
+            now, target = x[:, :, part], out[:, :, part]
+            h = first(now)
+            if out is not x:
+                target.copy_(self.conv_shortcut(now))
+            second.onto(h, target)
         for normed in (first, second):
             normed.hand_on()
         return out
+
+
+def adds_in_onednn(x: Tensor, out: Tensor) -> bool:
+    """Does oneDNN's op that convolves ``x`` and adds to ``out`` run here, with its fast code?"""
+    if not (runs_on_cpu(x) and torch.backends.mkldnn.is_available()):
+        return False
+    fast = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # Its result lies in memory as torch lays it out, without gaps.
+    return fast and out.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def norm_and_convolve(norm: RMSNorm, conv: CausalConv3d, x: Tensor, carry: Carry | None) -> Tensor:
     """Norm, SiLU and a causal convolution."""
     if not is_sliced(x):
         return cast(Tensor, conv(F.silu(norm(x)), carry))
-    batch, channels, frames, *size = x.shape
+    batch, _, frames, *size = x.shape
     parts = list(slices(x))
-    normed = NormedConv(norm.gamma, conv, (batch, channels, parts[0].stop, *size), x, carry)
+    normed = NormedConv(norm.gamma, conv, x.shape, parts[0].stop, x, carry)
     out = empty((batch, conv.out_channels, frames, *size), x)
     for part in parts:
         out[:, :, part] = normed(x[:, :, part])
@@ -171,10 +192,7 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, carry: Carry | None = None) -> Tensor:
         frames = fold_time(x)
-        if is_sliced(x):
-            halved = torch.cat([self.resample(frames[part]) for part in frame_slices(frames)])
-        else:
-            halved = self.resample(frames)
+        halved = self._resample_in_slices(frames) if is_sliced(x) else self.resample(frames)
         x = unfold_time(halved, x.shape[0])
         if self.time_conv is None:
             return x
@@ -182,6 +200,18 @@ class Downsample(nn.Module):
         if not at_start(carry):
             return cast(Tensor, self.time_conv(seen))
         return x if x.shape[2] == 1 else torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+
+    def _resample_in_slices(self, frames: Tensor) -> Tensor:
+        """Zeros beside the frames are written once."""
+        _, channels, height, width = frames.shape
+        conv, parts = self.resample[1], list(frame_slices(frames))
+        padded = frames.new_zeros(parts[0].stop, height + self.in_space, width + self.in_space, channels).movedim(-1, 1)
+        halved = []
+        for part in parts:
+            now = padded[: part.stop - part.start]
+            now[..., :height, :width] = frames[part]
+            halved.append(conv(now))
+        return torch.cat(halved)
 
 
 class Upsample(nn.Module):
@@ -213,8 +243,17 @@ class Upsample(nn.Module):
                 # Nothing to convolve, but a tail to hand on: the zeros in the place of the first frame.
                 carry.extend(later, time_conv.causal_pad)
             return x
-        doubled = rearrange(time_conv(later, carry), "b (two c) t h w -> b c (t two) h w", two=2)
-        return doubled if first is None else torch.cat([first, doubled], dim=2)
+        wide = time_conv(later, carry)
+        if not is_sliced(x):
+            doubled = rearrange(wide, "b (two c) t h w -> b c (t two) h w", two=2)
+            return doubled if first is None else torch.cat([first, doubled], dim=2)
+        # Straight into channels-last memory, which a rearrangement would leave.
+        single = 0 if first is None else 1
+        out = empty((*x.shape[:2], single + 2 * later.shape[2], *x.shape[3:]), x)
+        for offset, half in enumerate(wide.chunk(2, dim=1)):
+            out[:, :, single + offset :: 2] = half
+        out[:, :, :single] = x[:, :, :single]
+        return out
 
 
 class AverageDown(nn.Module):
