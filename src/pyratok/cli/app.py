@@ -31,6 +31,7 @@ from pyratok.cli import (
     info,
     render,
     report,
+    swap,
     tokenize,
     tokens,
     train,
@@ -75,6 +76,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(export.app, name="export")
 app.command()(train.train)
 app.command()(ablate.ablate)
+app.command()(swap.swap)
 app.command()(report.report)
 app.command()(doctor.doctor)
 

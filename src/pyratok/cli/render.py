@@ -38,7 +38,7 @@ def render(
     DIR then holds the world, clips/*.mp4, and manifest.jsonl, which ``pyratok tokenize`` takes. The same command goes
     on where it was stopped; with more --clips it adds some. ``pyratok evaluate world`` asks for what no clip shows.
     """
-    from pyratok.data.rendering import RenderConfig, render_clips
+    from pyratok.data.rendering import MANIFEST, RenderConfig, render_clips
     from pyratok.data.world import open_or_make
 
     out = Output(json_file, folder, *data)
@@ -60,7 +60,7 @@ def render(
     counts = [len(world.config.combinations(held_out=held)) for held in (True, False)]
     out.facts(
         {
-            "wrote": folder / "manifest.jsonl",
+            "wrote": folder / MANIFEST,
             "clips": f"{clips:,} of {frames} frames, {size}x{size}, {made:,} of them now",
             **shown,
             "places": len(world.config.places),

@@ -272,16 +272,22 @@ class TokenLM(nn.Module):
             raise ValueError(f"window must be from 0 (first tokens) to 1 (last tokens), got {window}")
 
 
+IMPOSSIBLE = -1e4
+"""A logit whose softmax is 0, in half precision too, and of which differences can be taken, as guidance does."""
+
+
 class WordHead(nn.Module):
     """Probability of a word given a hidden state: softmaxes over the ``2**table_bits`` values of its chunks.
 
     Chunk j holds bits ``j * table_bits`` and up; entry i of its table is the partial word with id i
-    (:mod:`pyratok.quantization.bits`).
+    (:mod:`pyratok.quantization.bits`). Where ``table_bits`` does not divide ``num_bits`` the last chunk has bits too
+    many, which are never set.
     """
 
     def __init__(self, width: int, num_bits: int, table_bits: int, chained: bool) -> None:
         super().__init__()
-        self.shape = num_bits // table_bits, table_bits
+        self.shape = -(-num_bits // table_bits), table_bits
+        self.surplus = self.shape[0] * table_bits - num_bits
         self.tables = nn.Linear(width, self.shape[0] << table_bits)
         ends = range(table_bits, num_bits if chained else table_bits, table_bits)
         self.seen = nn.ModuleList(nn.Linear(end, width) for end in ends)
@@ -292,10 +298,19 @@ class WordHead(nn.Module):
         ``inputs``: the same signs, for what a chunk sees of those before it.
         """
         logits = self.logits(hidden, inputs).float()
+        targets = F.pad(targets, (0, self.surplus), value=-1.0)
         return (logits.logsumexp(-1) - at_word(logits, targets.unflatten(-1, self.shape))).sum(-1)
 
     def logits(self, hidden: Tensor, inputs: Tensor) -> Tensor:
-        """``[B, n, chunks, 2**table_bits]``."""
+        """``[B, n, chunks, 2**table_bits]``; those of no word are so low that their probability is 0, yet finite."""
+        found = self._tables_at(hidden, inputs)
+        if not self.surplus:
+            return found
+        value = torch.arange(found.shape[-1], device=found.device)
+        last = torch.arange(self.shape[0], device=found.device) == self.shape[0] - 1
+        return found.masked_fill(last[:, None] & (value >= found.shape[-1] >> self.surplus), IMPOSSIBLE)
+
+    def _tables_at(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         if not self.seen:
             return cast(Tensor, self.tables(hidden).unflatten(-1, (self.shape[0], -1)))
         inputs = inputs.to(self.tables.weight.dtype)

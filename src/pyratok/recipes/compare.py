@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -58,6 +58,7 @@ from pyratok.vae.hub import read_json
 
 HELD_OUT_SHARE = 0.1
 RESULT = "result.json"
+RunT = TypeVar("RunT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,8 @@ def run_ablation(
         )  # fmt: skip
         # Results of another setting are met before hours of work are put beside them.
         kept = [(name, seed) for seed in range(seeds) for name in plans]
-        done = {key: run for key in kept if (run := load_result(bench, *key, plans[key[0]])) is not None}
+        found = {(name, seed): kept_run(bench, name, seed, plans[name]) for name, seed in kept}
+        done = {key: run for key, run in found.items() if run is not None}
 
         def record() -> AblationRecord:
             return AblationRecord(
@@ -347,25 +349,28 @@ def num_parameters(tokenizer: VideoTokenizer) -> int:
     return sum(values.numel() for values in chain(tokenizer.parameters(), followers))
 
 
-def load_result(bench: Bench, name: str, seed: int, plan: VariantPlan) -> VariantRun | None:
+def kept_run(bench: Bench, name: str, seed: int, plan: VariantPlan) -> VariantRun | None:
+    """The result of a variant, if it is there; raises as :func:`load_result`."""
+    return load_result(folder_of(bench, name, seed) / RESULT, origin_of(bench, plan, seed), VariantRun)
+
+
+def load_result(path: Path, origin: Mapping[str, Any], kind: type[RunT]) -> RunT | None:
     """What was measured before, if it was.
 
     Raises: ValueError where it was made with other settings (naming the first that differs), or cannot be read.
     """
-    path = folder_of(bench, name, seed) / RESULT
     if not path.exists():
         return None
     found = read_json(path)
     try:
-        origin, run = found["origin"], VariantRun(**found["run"])
+        before, run = found["origin"], kind(**found["run"])
     except (LookupError, TypeError):
         raise ValueError(f"{path} is not a result of this command; delete it to have it made again") from None
-    now = json.loads(json.dumps(origin_of(bench, plan, seed)))
-    difference = next(differences(origin, now), None)
+    difference = next(differences(before, json.loads(json.dumps(origin))), None)
     if difference is not None:
-        field, before, wanted = difference
+        field, was, wanted = difference
         raise ValueError(
-            f"{path} was made with {field} = {before!r}, not {wanted!r}; give the same again, or another --out"
+            f"{path} was made with {field} = {was!r}, not {wanted!r}; give the same again, or another --out"
         )
     return run
 

@@ -58,7 +58,8 @@ _REWRITTEN = (
 _SHOWN = (
     (r"psnr.*|bd_psnr.*", 2, 1.0),
     (r"ssim|(st_)?lpips", 3, 1.0),
-    (r"bd_rate.*|g?fvd|rfvd|tc", 1, 1.0),
+    (r"bd_rate.*|g?fvd|rfvd", 1, 1.0),
+    (r"tc", 2, 1.0),
     (r"ap\d*|ar\d+|jaccard.*|(average_)?map.*|top\d|.*_top1|chance|accuracy.*|questions.*|pointing.*", 2, 100.0),
     (r"noun|colour|way|all|agreement|nearest", 1, 100.0),
     (r"copies", 0, 1.0),

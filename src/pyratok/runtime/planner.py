@@ -37,7 +37,7 @@ MOST_FRAGMENTS: dict[Direction, int] = {"encode": 416 << 20, "decode": 256 << 20
 not back at once: those of slices and deep layers still lie there when the large ones come. Measured on pyratok-nano, 17
 frames in tiles of 4K and 8K, beside 0.5 to 4 GB of tensors: 60 to 380 MiB when encoding, up to 230 when decoding."""
 
-HEADROOM = 32 << 20
+HEADROOM = 64 << 20
 """Bytes for what a large pass adds to the process besides: kernels for its shapes, buffers of threads."""
 
 CHUNK_COST = 0.15

@@ -92,6 +92,7 @@ def test_who_makes_what_was_asked_is_right(benchmark: WorldBenchmark, monkeypatc
     assert found["agreement"] == 1.0
     assert found["explained"] == found["explained, tokenizer"] > 0.6
     assert found["fd"] == pytest.approx(found["fd, tokenizer"])
+    assert found["tc"] == found["tc, tokenizer"] < 100
 
 
 def test_who_makes_the_same_clip_always_is_at_chance(
@@ -165,3 +166,12 @@ def test_the_nearest_training_clip(tmp_path: Path) -> None:
     assert nearest(random_tokens(1, seed=9))["share"] < 0.75
     coarse = NearestClip(tmp_path, Passing(), 2)  # type: ignore[arg-type]
     assert coarse(clips[2].prefix(2)) == {"clip": "2.mp4", "share": 1.0}
+
+
+def test_a_clip_that_flickers_is_less_consistent_than_one_that_stands_still() -> None:
+    extract = target.ClipFeatures(PerceptualLoss("colour", [nn.AvgPool2d(8)], [torch.ones(3)]))
+    still = torch.rand(1, 3, 1, 16, 16, generator=torch.Generator().manual_seed(0)).expand(1, 3, 5, 16, 16)
+    flicker = still.clone()
+    flicker[:, 0, ::2] = 1
+    assert extract(still).consistency == pytest.approx(100)
+    assert extract(flicker).consistency < 99

@@ -67,7 +67,7 @@ def test_positions_of_all_levels_share_one_space() -> None:
         ({"kind": "other"}, "kind"),
         ({"order": "time", "kind": "masked"}, "order"),
         ({"hidden_size": 24}, "multiple of eight times"),
-        ({"chunk_bits": 4}, "divide num_bits"),
+        ({"chunk_bits": 7}, "at most num_bits = 6"),
         ({"num_layers": 0}, "num_layers"),
         ({"text_dropout": 1.0}, "text_dropout"),
         ({"frames": 0}, "at least one frame"),

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pyratok.model.alignment import WordHead
+from pyratok.quantization.bits import ids_to_signs
 from pyratok.tasks.generation.autoregressive import ARPrior
-from pyratok.tasks.generation.generate import build_prior
+from pyratok.tasks.generation.generate import build_prior, generate
 from pyratok.tasks.generation.masked import MaskedPrior
 from pyratok.tasks.generation.prior import Prior
 from pyratok.tasks.generation.sampling import Noise, Sampler, SamplingConfig
@@ -228,3 +229,26 @@ def test_foreign_tokens_and_captions() -> None:
     with pytest.raises(ValueError, match="captions should be"):
         prior(tokens, random_text(3))
     prior(replace(tokens, model=replace(TOKENIZER, name="renamed")))
+
+
+@torch.no_grad()
+def test_words_of_bits_that_do_not_divide_into_chunks_are_all_there_is() -> None:
+    """Chunks of 4 and 1 bits: the second could have values that no word has."""
+    head = WordHead(6, 5, 4, chained=True)
+    for weight in head.parameters():
+        torch.nn.init.normal_(weight)
+    every = ids_to_signs(torch.arange(32), 5, dim=-1)[None]
+    nll = head(torch.randn(6).expand(1, 32, 6), every, every)
+    torch.testing.assert_close(nll.double().neg().exp().sum(), torch.tensor(1.0, dtype=torch.float64))
+    assert nll.max() < 100
+
+
+@pytest.mark.parametrize("kind", ["ar", "scale", "masked"])
+@pytest.mark.parametrize("settings", [{"guidance": 3.0}, {"top_k": 3}, {"temperature": 4.0}])
+@torch.no_grad()
+def test_no_word_is_drawn_that_the_tokenizer_has_not(kind: str, settings: dict[str, float]) -> None:
+    prior = tiny_prior(kind, num_bits=5, chunk_bits=4)
+    tokens = generate(prior, random_text(), GEOMETRY, seed=1, **settings)
+    assert max(int(ids.max()) for ids in tokens.levels) < 32
+    again = prior(tokens, random_text(), prior.draw(2, GEOMETRY, measure=True))
+    assert again.token_nll.isfinite().all()

@@ -10,6 +10,7 @@ without any network (:mod:`pyratok.eval.world_truth`), so that nobody grades the
   with one, beside the same of rendered clips that are not trained on
 - explained: how much of what is not the place the thing found accounts for, in the mean
 - fd: Frechet distance to rendered clips, of generated ones, and of others as the tokenizer gives them
+- tc: temporal consistency, how alike neighbouring frames look to the network of that distance
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from pyratok.eval.benchmarks.networks import digest_of_folder
 from pyratok.eval.language import to_video
 from pyratok.eval.world_truth import Detector, Sight
 from pyratok.losses.perceptual import PerceptualLoss, st_lpips
+from pyratok.metrics.consistency import temporal_consistency
 from pyratok.metrics.frechet import feature_statistics, frechet_distance
 from pyratok.quantization.bits import ids_to_signs
 from pyratok.tasks.classification import clip_vectors, embed_texts
@@ -80,6 +82,7 @@ class WorldProtocol(BenchmarkProtocol):
         "Frechet, ST-LPIPS AlexNet: mean over frames and their change, "
         f"first {AXES} axes of rendered clips, a quarter as many as these at most"
     )
+    consistency: str = "100 x mean cosine of neighbouring frames, ST-LPIPS AlexNet means of all stages; mean over clips"
 
     def __post_init__(self) -> None:
         if self.combinations not in ("held-out", "trained"):
@@ -136,7 +139,9 @@ class WorldBenchmark(Benchmark[PromptItem]):
             videos = {"made": model.decode(made).plain(), "again": model.decode(again).plain(), "real": real}
             said: Answer = {"prompt": truth.caption, "truth": shown}
             said |= {name: _told(detector.look(to_uint8(videos[name]))) for name in ("made", "again")}
-            said["features"] = {name: extract(video).tolist() for name, video in videos.items()}
+            looks = {name: extract(video) for name, video in videos.items()}
+            said["features"] = {name: look.features.tolist() for name, look in looks.items()}
+            said["consistency"] = {name: looks[name].consistency for name in ("made", "again")}
             said["vector"] = clip_vectors(model, made)[0].tolist()
             said["caption"] = embed_texts(model, [truth.caption])[0].tolist()
             if nearest is not None:
@@ -163,6 +168,8 @@ class WorldBenchmark(Benchmark[PromptItem]):
         values |= _distances(**features)
         for name, sights in (("", made), (TOKENIZER, again)):
             values[f"explained{name}"] = statistics.fmean(sight["explained"] for sight in sights)
+        for name, key in (("", "made"), (TOKENIZER, "again")):
+            values[f"tc{name}"] = statistics.fmean(said["consistency"][key] for _, said in answers)
         if shared := [said["shared"] for _, said in answers if "shared" in said]:
             for name, key in (("nearest", "made"), (f"nearest{TOKENIZER}", "again")):
                 values[name] = statistics.fmean(pair[key]["share"] for pair in shared)
@@ -187,24 +194,35 @@ def prompted(world: World, protocol: WorldProtocol, index: int) -> tuple[Caption
     return world.clip(seed, index, protocol.frames, protocol.size, held_out=held_out)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """``features`` float32 ``[D]`` of a clip; ``consistency`` of its frames
+    (:func:`~pyratok.metrics.consistency.temporal_consistency`)."""
+
+    features: Tensor
+    consistency: float
+
+
 class ClipFeatures:
     """A declared stand-in for the networks of the literature: how frames look, and how that changes.
 
     Of the trained AlexNet of ST-LPIPS, per stage the mean over places and frames, and the mean change between frames.
+    A frame, where it stands alone, is the means over places of all stages.
     """
 
     def __init__(self, network: PerceptualLoss | None = None) -> None:
         self.network = network or st_lpips()
 
     @torch.no_grad()
-    def __call__(self, video: Tensor) -> Tensor:
-        """``[1, 3, T, H, W]`` in [-1, 1] to float32 ``[D]``."""
-        parts = []
+    def __call__(self, video: Tensor) -> Look:
+        """Of a clip ``[1, 3, T, H, W]`` in [-1, 1], two frames or more."""
+        frames, parts = [], []
         for stage in self.network.features(video[0].movedim(1, 0).float()):
             looks = stage.mean(dim=(2, 3))
             changes = (stage[1:] - stage[:-1]).abs().mean(dim=(2, 3))
+            frames.append(looks)
             parts += [looks.mean(0), changes.mean(0)]
-        return torch.cat(parts)
+        return Look(features=torch.cat(parts), consistency=temporal_consistency(torch.cat(frames, dim=1)))
 
 
 class NearestClip:

@@ -24,7 +24,8 @@ class PriorConfig:
     ``order`` (of ``ar`` and ``llm`` alone): ``level`` is the paper's, level after level; ``time`` goes through all
     levels of one latent step after another, so that frames can be decoded while later ones are sampled.
 
-    A word is predicted in chunks of ``chunk_bits`` bits, each by a softmax that knows the chunks before it.
+    A word is predicted in chunks of ``chunk_bits`` bits, the last of what is left, each by a softmax that knows the
+    chunks before it.
     ``text_dim``: width of the text encoder's tokens. ``text_dropout``: share of training clips that are told nothing,
     which guidance needs.
     """
@@ -66,10 +67,9 @@ class PriorConfig:
             raise ValueError(
                 f"hidden_size must be a multiple of eight times num_heads, got {self.hidden_size} and {self.num_heads}"
             )
-        if self.num_bits % self.chunk_bits or self.chunk_bits > MAX_CHUNK_BITS:
+        if self.chunk_bits > min(self.num_bits, MAX_CHUNK_BITS):
             raise ValueError(
-                f"chunk_bits must divide num_bits = {self.num_bits} and be at most {MAX_CHUNK_BITS}, "
-                f"got {self.chunk_bits}"
+                f"chunk_bits must be at most num_bits = {self.num_bits} and {MAX_CHUNK_BITS}, got {self.chunk_bits}"
             )
         if not 0 <= self.levels <= len(self.strides):
             raise ValueError(f"levels are 1 to {len(self.strides)}, or 0 for all, got {self.levels}")
@@ -98,7 +98,7 @@ class PriorConfig:
 
     @property
     def num_chunks(self) -> int:
-        return self.num_bits // self.chunk_bits
+        return -(-self.num_bits // self.chunk_bits)
 
     def check(self, geometry: Geometry) -> Geometry:
         """``geometry`` without its rate, of which words say nothing.
