@@ -132,7 +132,7 @@ def by_budget(clip: tuple[int, int, int], budgets: tuple[str, ...], dtype: str) 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--memory", default="3GiB", help="budget of the two sizes")
+    options.add_argument("--memory", default="5GiB", help="budget of the two sizes")
     options.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     options = options.parse_args()
     frames, sizes, planned, budgets = 17, SIZES, PLANNED, BUDGETS
