@@ -49,7 +49,7 @@ def test_8k_fits(nano: PyraTok, direction: Direction) -> None:
 def test_more_memory_never_costs_more_work() -> None:
     model = tiny_pyratok()
     plans: list[Plan] = []
-    for mib in (80, 96, 160, 1024, 8192):
+    for mib in (112, 128, 192, 1024, 8192):
         plans.append(plan(model, (33, 1080, 1920), f"{mib}MiB", resident=0))
         assert plans[-1].peak <= plans[-1].budget
         assert plans[-1].passes >= 1
@@ -142,7 +142,7 @@ print(resident_bytes(peak=True) - held, chosen.peak - held, chosen, sep="|")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("direction", "beyond"), [("encode", 96), ("decode", 110)])
+@pytest.mark.parametrize(("direction", "beyond"), [("encode", 96), ("decode", 136)])
 def test_measured_peak_is_within_the_budget(direction: str, beyond: int) -> None:
     """A budget that calls for tiles or chunks; what the process really took stays within it."""
     done = run_python("-c", MEASURE, direction, "9", "320", str(beyond))

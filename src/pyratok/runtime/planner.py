@@ -31,11 +31,12 @@ Direction = Literal["encode", "decode"]
 SLACK = 1.05
 """Real memory of a pass over that of its tensors; measured, convolutions in channels-last memory need no more."""
 
-FRAGMENTS = 0.75
-MOST_FRAGMENTS: dict[Direction, int] = {"encode": 416 << 20, "decode": 256 << 20}
+FRAGMENTS: dict[Direction, float] = {"encode": 0.75, "decode": 1.25}
+MOST_FRAGMENTS: dict[Direction, int] = {"encode": 416 << 20, "decode": 384 << 20}
 """Share of the tensors, and bytes at most, that the allocator keeps beside them. glibc gives freed blocks below 32 MiB
-not back at once: those of slices and deep layers still lie there when the large ones come. Measured on pyratok-nano, 17
-frames in tiles of 4K and 8K, beside 0.5 to 4 GB of tensors: 60 to 380 MiB when encoding, up to 230 when decoding."""
+not back at once: those of windows, slices and deep layers still lie there when the large ones come. Measured on
+pyratok-nano, 17 frames in tiles of 4K and 8K: beside 0.5 to 4 GB of tensors 60 to 380 MiB when encoding; up to 320 MiB
+beside 0.3 GB when decoding, from one run to the next 60 MiB apart."""
 
 HEADROOM = 64 << 20
 """Bytes for what a large pass adds to the process besides: kernels for its shapes, buffers of threads."""
@@ -251,7 +252,7 @@ class Need(NamedTuple):
 
     def peak(self, area: int, direction: Direction) -> float:
         tensors = self.tensors(area)
-        return SLACK * tensors + min(FRAGMENTS * tensors, MOST_FRAGMENTS[direction])
+        return SLACK * tensors + min(FRAGMENTS[direction] * tensors, MOST_FRAGMENTS[direction])
 
 
 def pass_need(

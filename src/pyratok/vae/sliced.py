@@ -29,6 +29,8 @@ cost a page fault per 4 KiB, which for a norm is more than its arithmetic."""
 BLOCK_BYTES = 1 << 20
 """Of the places, in float32, that a norm works on at a time: they stay in the second-level caches of two cores."""
 LEAST_ROWS = 64
+LEAST_NORM = 1e-12
+"""What a norm divides by at least, as in the reference."""
 WINDOW_SLICES = 3
 """Slices that a window has room for, if one is smaller: the frames between two slices are copied so much less often."""
 
@@ -78,15 +80,13 @@ def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
 
 
-def inverse_rms(wide: Tensor) -> Tensor:
-    """One over the root mean square of float32 ``wide`` over its axis 1, which stays with size 1."""
-    norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    return wide.shape[1] ** 0.5 / norm.clamp_min(1e-12)  # the floor of the reference
-
-
 def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
-    """SiLU of the RMS norm over channels of ``x`` ``[B, C, T, H, W]``, into ``out`` of that shape; float32 inside."""
-    channels, scale = x.shape[1], gamma.float().flatten()
+    """SiLU of the RMS norm over channels of ``x`` ``[B, C, T, H, W]``, into ``out`` of that shape; float32 inside.
+
+    The numbers are those of :class:`~pyratok.vae.wan_blocks.RMSNorm` up to rounding, by fewer passes over a block.
+    """
+    channels = x.shape[1]
+    scale = gamma.float().flatten() * channels**0.5
     rows = max(LEAST_ROWS, _slice_bytes.get() // (SLICE_BYTES // BLOCK_BYTES) // (4 * channels))
     rows = min(rows, x[0, 0].numel())
     work = torch.empty(rows, channels)
@@ -95,7 +95,8 @@ def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
         assert found.data_ptr() == target.data_ptr(), "not in channels-last memory"
         for here, there in zip(places.split(rows), found.split(rows), strict=True):
             wide = work[: len(here)].copy_(here)
-            wide.mul_(inverse_rms(wide)).mul_(scale)
+            norm = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+            wide.mul_(norm.clamp_min_(LEAST_NORM).reciprocal_()).mul_(scale)
             there.copy_(F.silu(wide, inplace=True))
 
 

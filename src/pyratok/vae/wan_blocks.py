@@ -20,7 +20,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from pyratok.nn.carry import Carry, at_start
-from pyratok.vae.sliced import NormedConv, empty, frame_slices, inverse_rms, is_sliced, runs_on_cpu, slices
+from pyratok.vae.sliced import LEAST_NORM, NormedConv, empty, frame_slices, is_sliced, runs_on_cpu, slices
 
 
 class CausalConv3d(nn.Conv3d):
@@ -82,7 +82,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (wide * inverse_rms(wide)).to(x.dtype) * self.gamma.to(x.dtype)
+        inverse = torch.rsqrt(wide.square().sum(dim=1, keepdim=True).clamp_min(LEAST_NORM**2)) * x.shape[1] ** 0.5
+        return (wide * inverse).to(x.dtype) * self.gamma.to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
