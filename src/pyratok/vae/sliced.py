@@ -89,7 +89,7 @@ def norm_silu_into(x: Tensor, gamma: Tensor, out: Tensor) -> None:
     scale = gamma.float().flatten() * channels**0.5
     rows = max(LEAST_ROWS, _slice_bytes.get() // (SLICE_BYTES // BLOCK_BYTES) // (4 * channels))
     rows = min(rows, x[0, 0].numel())
-    work = torch.empty(rows, channels)
+    work = x.new_empty(rows, channels, dtype=torch.float32)
     for one, target in zip(x, out, strict=True):
         places, found = (clip.permute(1, 2, 3, 0).reshape(-1, channels) for clip in (one, target))
         assert found.data_ptr() == target.data_ptr(), "not in channels-last memory"
