@@ -50,11 +50,10 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten.convolution.default:
             x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args
-        elif func is torch.ops.aten.mkldnn_convolution.default:
-            x, weight, _, padding, stride, dilation, groups = args
-            transposed, output_padding = False, (0,) * len(stride)
-        elif func is torch.ops.mkldnn._convolution_pointwise_.binary:
-            _, x, weight, _, padding, stride, dilation, groups, *_ = args
+        elif func in (torch.ops.aten.mkldnn_convolution.default, torch.ops.mkldnn._convolution_pointwise_.binary):
+            # The second adds to its first argument, and says how at its end.
+            given = args if func is torch.ops.aten.mkldnn_convolution.default else args[1:8]
+            x, weight, _, padding, stride, dilation, groups = given
             transposed, output_padding = False, (0,) * len(stride)
         else:
             return func(*args, **(kwargs or {}))

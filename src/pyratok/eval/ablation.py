@@ -128,8 +128,7 @@ class Row:
 
     def summary(self, measure: str) -> tuple[float, float | None] | None:
         """Mean over seeds, and their standard deviation where there are several; None where nothing was measured."""
-        values = [run.values[measure] for run in self.runs if measure in run.values]
-        return (statistics.fmean(values), _deviation(values)) if values else None
+        return over_seeds([run.values[measure] for run in self.runs if measure in run.values])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +245,11 @@ def _verdicts(
             Verdict(measure=name, paper=theirs, ours=ours, spread=spread, holds=ours * theirs > 0 if decided else None)
         )
     return found
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, float | None] | None:
+    """Mean, and the standard deviation where there are several; None of nothing."""
+    return (statistics.fmean(values), _deviation(values)) if values else None
 
 
 def _deviation(values: Sequence[float]) -> float | None:

@@ -298,7 +298,8 @@ class WordHead(nn.Module):
         ``inputs``: the same signs, for what a chunk sees of those before it.
         """
         logits = self.logits(hidden, inputs).float()
-        targets = F.pad(targets, (0, self.surplus), value=-1.0)
+        if self.surplus:
+            targets = F.pad(targets, (0, self.surplus), value=-1.0)
         return (logits.logsumexp(-1) - at_word(logits, targets.unflatten(-1, self.shape))).sum(-1)
 
     def logits(self, hidden: Tensor, inputs: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ go on learning. Here every prior begins anew, with equal settings, steps and cli
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any
 
 from pyratok.config import to_dict
 from pyratok.data.rendering import MANIFEST
+from pyratok.eval.ablation import over_seeds
 from pyratok.eval.base import versions
 from pyratok.eval.benchmarks.world import WorldBenchmark, WorldProtocol, with_prior
 from pyratok.eval.runner import run_benchmark
@@ -77,10 +77,7 @@ class SwapRecord:
 
     def summary(self, tokenizer: str, measure: str) -> tuple[float, float | None] | None:
         """Mean over seeds, and their standard deviation where there are several; None where nothing was measured."""
-        values = [run.values[measure] for run in self.of(tokenizer) if measure in run.values]
-        if not values:
-            return None
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+        return over_seeds([run.values[measure] for run in self.of(tokenizer) if measure in run.values])
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
