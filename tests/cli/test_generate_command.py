@@ -25,6 +25,7 @@ from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
 from pyratok.tasks.generation.prompts import example_prompts, save_examples, save_words, unseen_words
 from pyratok.tasks.generation.sampling import advised
+from pyratok.tasks.generation.seam import join
 from pyratok.types import ModelId, Video
 from tiny import LAPQ, StubText, tiny_pyratok
 
@@ -305,6 +306,19 @@ class TestContinue:
         assert pyratok(*command, "-o", tmp_path / "x.mp4", "--given", 4, "--json", tmp_path / "y.json") == 0
         assert probe(tmp_path / "x.mp4").frames == 9
         assert numbers(tmp_path / "y.json")["given"] == 1
+
+    def test_the_pixels_given_stay_unless_tokens_alone_are_asked_for(
+        self, model: PyraTok, prior: Path, small: Path, tmp_path: Path, pyratok: Command
+    ) -> None:
+        command = ["continue", small, "--prior", prior, "-o"]
+        assert pyratok(*command, tmp_path / "x.pyra") == 0
+        assert pyratok(*command, tmp_path / "joined.mp4") == 0
+        assert pyratok(*command, tmp_path / "tokens.mp4", "--no-join") == 0
+        decoded = model.decode(load_tokens(tmp_path / "x.pyra"))
+        for name, wanted in (("joined", join(load_video(small).plain(), decoded)), ("tokens", decoded.plain())):
+            save_video(Video(wanted, decoded.fps), tmp_path / "wanted.mp4")
+            assert torch.equal(load_video(tmp_path / f"{name}.mp4"), load_video(tmp_path / "wanted.mp4")), name
+        assert not torch.equal(load_video(tmp_path / "joined.mp4"), load_video(tmp_path / "tokens.mp4"))
 
     def test_a_larger_video_is_scaled_and_cut(self, model: PyraTok, prior: Path, clip: Path, tmp_path: Path) -> None:
         config = load_prior(prior).config

@@ -12,6 +12,7 @@ import torch
 from fakes import FakeTokenizer, moving_video
 from pyratok.cli import common
 from pyratok.cli.tokenize import tokenize
+from pyratok.data.cuts import SCRATCH, CutConfig
 from pyratok.data.manifests import LeftOutWarning
 from pyratok.data.token_shards import ShardError, TokenShards, shard_facts, shard_path
 from pyratok.data.video_io import load_video, save_video
@@ -165,6 +166,33 @@ def test_videos_that_cannot_be_used_are_listed_now_and_when_resumed(
         tokenize_manifest(tokenizer, videos, tmp_path / "most", TokenizeConfig(frames=14, size=32, text=False))
 
 
+def test_random_cuts_in_place_of_clips_in_a_row(manifest: Path, tokenizer: FakeTokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.mp4").write_bytes((manifest.parent / f"{name}.mp4").read_bytes())
+    save_video(moving_video(1, 40, 48, fps=None), folder / "photo.png")
+    config = TokenizeConfig(frames=9, size=16, text=False, cuts=CutConfig(videos=3, photos=2))
+    with pytest.warns(LeftOutWarning, match="1 of 4 videos"):
+        done = tokenize_manifest(tokenizer, folder, tmp_path / "out", config)
+    assert (done.shards, done.clips, list(done.left_out)) == (4, 8, ["a.mp4"])
+    found = rows(tmp_path / "out")
+    assert [row[0] for row in found] == [
+        *(f"{name}.mp4#{number}" for name in "bc" for number in range(3)),
+        "photo.png#0",
+        "photo.png#1",
+    ]
+    frames = tmp_path / "out" / f"{SCRATCH}left"
+    frames.mkdir()
+    shard_path(tmp_path / "out", 1).unlink()
+    with pytest.warns(LeftOutWarning):
+        assert tokenize_manifest(tokenizer, folder, tmp_path / "out", config).made == 1
+    assert rows(tmp_path / "out") == found
+    assert not frames.exists()
+    alone = TokenizeConfig(frames=9, size=16, text=False, cuts=CutConfig(photos=2))
+    assert [part.names for part in slices_of(folder, alone)] == [("photo.png",)]
+
+
 def test_images_are_clips_of_one_frame(tokenizer: FakeTokenizer, tmp_path: Path) -> None:
     save_video(moving_video(1, 40, 48, fps=None), tmp_path / "a.png")
     with pytest.raises(ValueError, match="--frames 1"):
@@ -178,6 +206,12 @@ def test_images_are_clips_of_one_frame(tokenizer: FakeTokenizer, tmp_path: Path)
 def test_wrong_settings(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TokenizeConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"clips": 2}, {"fps": 10.0}])
+def test_cuts_are_made_anywhere_and_at_the_rate_of_the_video(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="neither clips nor fps"):
+        TokenizeConfig(cuts=CutConfig(videos=1), **wrong)  # type: ignore[arg-type]
 
 
 def test_the_command(manifest: Path, tokenizer: FakeTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +17,16 @@ from pyratok.cli.common import FramesOption, JsonOption, ModelOption, Output, Sh
 from pyratok.cli.tokens import InputVideo, readable_facts, token_facts
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pyratok.model.base import VideoTokenizer
     from pyratok.tasks.generation.prior import Prior
     from pyratok.types import TokenPyramid
 
     Draw = Callable[[Callable[[TokenPyramid], None]], TokenPyramid]
     """Samples, and tells parts of the result as soon as they are final."""
+    Finish = Callable[[Tensor], Tensor]
+    """From the video that tokens decode to, to the one that is written."""
 
 OutputClip = Annotated[
     Path, typer.Option("-o", "--output", metavar="OUT.mp4", help="The video to write, or its tokens as .pyra.")
@@ -109,6 +114,10 @@ def continue_(
         typer.Option("--given", min=1, metavar="N", help="Go on behind the first N frames; default: half a clip."),
     ] = None,
     frames: LengthOption = None,
+    joined: Annotated[
+        bool,
+        typer.Option("--join/--no-join", help="Keep the pixels given, and behind them where nothing moves."),
+    ] = True,
     guidance: GuidanceOption = None,
     seed: SeedOption = 0,
     temperature: TemperatureOption = None,
@@ -122,12 +131,14 @@ def continue_(
     """Go on with a video: its first frames, and what may come then.
 
     The frames given are scaled and cut to the size that the prior has learned. Of --given N those are used that make up
-    whole latent steps: 9 of 12, where a step is 4 frames behind the first.
+    whole latent steps: 9 of 12, where a step is 4 frames behind the first. With --no-join all frames are what their
+    tokens say, as in a .pyra file.
     """
     from pyratok.data.video_io import FALLBACK_FPS, probe
     from pyratok.tasks.generation.clips import continue_clip, fit_clip, whole_steps
     from pyratok.tasks.generation.files import find_prior
     from pyratok.tasks.generation.sampling import advised
+    from pyratok.tasks.generation.seam import join
 
     prior_folder = find_prior(chosen, model)
     out, watch = Output(json_file, video, output, prior_folder, model), ShownStopwatch()
@@ -141,12 +152,14 @@ def continue_(
     with watch.step("reading the video"):
         clip = fit_clip(video, prior.config, given or (prior.config.frames + 1) // 2)
     begun = whole_steps(clip.shape[2], prior.config)
+    shown = clip.plain()[:, :, :begun]
     tokens = _sample(
         lambda tell: continue_clip(tokenizer, prior, clip, frames=frames, caption=caption, on_part=tell, **how),
         tokenizer,
         outputs,
         watch,
         given=begun,
+        finish=partial(join, shown) if joined else None,
     )
     facts = {"input": video, "caption": caption, "seed": seed, "given": begun}
     _finish(out, watch, tokens, outputs, prior, prior_folder, facts)
@@ -280,7 +293,13 @@ def _load(model: str | None, prior_folder: Path, watch: ShownStopwatch) -> tuple
 
 
 def _sample(
-    draw: Draw, tokenizer: VideoTokenizer, outputs: Sequence[Path], watch: ShownStopwatch, *, given: int = 0
+    draw: Draw,
+    tokenizer: VideoTokenizer,
+    outputs: Sequence[Path],
+    watch: ShownStopwatch,
+    *,
+    given: int = 0,
+    finish: Finish | None = None,
 ) -> TokenPyramid:
     """Sample and write; when interrupted, what goes beyond the ``given`` frames and is final."""
     from pyratok.types import TokenPyramid
@@ -291,25 +310,29 @@ def _sample(
             tokens = draw(parts.append)
     except KeyboardInterrupt:
         if parts and (kept := TokenPyramid.concat(parts)).geometry.frames > given:
-            _write(kept, tokenizer, outputs)
+            _write(kept, tokenizer, outputs, finish)
             whose = outputs[0] if len(outputs) == 1 else f"{outputs[0]} to {outputs[-1].name}"
             print(f"pyratok: {whose}: the first {kept.geometry.frames} frames, which were final", file=sys.stderr)
         raise
     with watch.step("decoding and writing"):
-        _write(tokens, tokenizer, outputs)
+        _write(tokens, tokenizer, outputs, finish)
     return tokens
 
 
-def _write(tokens: TokenPyramid, tokenizer: VideoTokenizer, outputs: Sequence[Path]) -> None:
+def _write(
+    tokens: TokenPyramid, tokenizer: VideoTokenizer, outputs: Sequence[Path], finish: Finish | None = None
+) -> None:
     from pyratok.codec.container import save_tokens
     from pyratok.data.video_io import save_video
+    from pyratok.types import Video
 
     for index, path in enumerate(outputs):
         clip = tokens.select(index)
         if path.suffix == ".pyra":
             save_tokens(clip, path)
         else:
-            save_video(tokenizer.decode(clip), path)
+            video = tokenizer.decode(clip)
+            save_video(Video(finish(video), video.fps) if finish else video, path)
 
 
 def _finish(

@@ -20,6 +20,12 @@ def tokenize(
         int, typer.Option("--size", min=1, metavar="S", help="Scale the short side to S pixels and cut a square.")
     ] = 64,
     clips: Annotated[int, typer.Option("--clips", min=1, metavar="N", help="Take up to N clips of a video.")] = 1,
+    cuts: Annotated[
+        int, typer.Option("--cuts", min=0, metavar="N", help="N random cuts of every video in place of --clips.")
+    ] = 0,
+    camera_paths: Annotated[
+        int, typer.Option("--camera-paths", min=0, metavar="N", help="N clips of every photograph: a camera moves.")
+    ] = 0,
     fps: Annotated[float | None, typer.Option("--fps", metavar="R", help="Sample at R frames per second.")] = None,
     text: Annotated[bool, typer.Option("--text/--no-text", help="Store embeddings of the captions too.")] = True,
     workers: Annotated[int, typer.Option("--workers", min=1, metavar="N", help="Processes that work at a time.")] = 1,
@@ -30,10 +36,12 @@ def tokenize(
 
     What is cut off goes on when the same command is given again: finished shards are left as they are.
     """
+    from pyratok.data.cuts import CutConfig
     from pyratok.runtime.tokenize import TokenizeConfig, tokenize_manifest
 
     out, watch = Output(json_file, manifest, folder, model), ShownStopwatch()
-    config = TokenizeConfig(frames=frames, size=size, clips=clips, fps=fps, text=text)
+    drawn = CutConfig(videos=cuts, photos=camera_paths)
+    config = TokenizeConfig(frames=frames, size=size, clips=clips, fps=fps, text=text, cuts=drawn)
     check_folder(folder)
     with watch.step("loading the model"):
         tokenizer = common.load_model(model)

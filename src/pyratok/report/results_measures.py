@@ -45,6 +45,10 @@ _LABELS = {
     "copies": "copies of training clips",
 }
 _REWRITTEN = (
+    (r"psnr_(.*)_decoded", r"PSNR, \1 by tokens alone, dB"),
+    (r"psnr_(.*)", r"PSNR, \1, dB"),
+    (r"(.*)_decoded_ahead", r"clips where \1 by tokens alone is ahead of a still"),
+    (r"(.*)_ahead", r"clips where \1 is ahead of a still"),
     (r"map_at_(.*)", r"mAP at tIoU \1"),
     (r"map (.*)", r"average mAP, \1"),
     (r"jaccard (.*)", r"Jaccard, \1"),
@@ -62,7 +66,7 @@ _SHOWN = (
     (r"tc", 2, 1.0),
     (r"ap\d*|ar\d+|jaccard.*|(average_)?map.*|top\d|.*_top1|chance|accuracy.*|questions.*|pointing.*", 2, 100.0),
     (r"noun|colour|way|all|agreement|nearest", 1, 100.0),
-    (r"copies", 0, 1.0),
+    (r"copies|.*_ahead", 0, 1.0),
 )
 
 

@@ -14,12 +14,13 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from multiprocessing.connection import wait
@@ -29,6 +30,8 @@ import torch
 from torch import Tensor
 
 from pyratok.config import to_dict
+from pyratok.data.cuts import SCRATCH, CutConfig, random_cuts
+from pyratok.data.datasets import to_signed
 from pyratok.data.manifests import Entry, gather, report_broken
 from pyratok.data.token_shards import (
     INDEX,
@@ -58,7 +61,9 @@ class TokenizeConfig:
 
     ``size``: the short side is scaled to so many pixels and a square is cut from the centre. ``fps``: sampled at that
     rate, by default the video's own. ``text``: embeddings of the captions are stored too. A shard holds the clips of
-    ``files_per_shard`` videos.
+    ``files_per_shard`` videos, or of one where it is cut up.
+
+    ``cuts``: random cuts in place of clips in a row, for more to learn from where videos are few and long.
     """
 
     frames: int = 17
@@ -67,6 +72,7 @@ class TokenizeConfig:
     fps: float | None = None
     text: bool = True
     files_per_shard: int = 64
+    cuts: CutConfig = field(default_factory=CutConfig)
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "clips", "files_per_shard"):
@@ -74,6 +80,8 @@ class TokenizeConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.fps is not None and not 0 < self.fps < float("inf"):
             raise ValueError(f"fps must be a positive number, got {self.fps}")
+        if self.cuts and (self.clips != 1 or self.fps is not None):
+            raise ValueError("cuts are made anywhere in a video and at its own rate: give neither clips nor fps")
 
     @property
     def batch(self) -> int:
@@ -117,17 +125,21 @@ class TokenizeOutcome:
 def slices_of(manifest: str | os.PathLike[str], config: TokenizeConfig) -> list[ManifestSlice]:
     """What there is to do for a manifest, folder or file (:func:`pyratok.data.manifests.gather`).
 
-    Images are clips of one frame, and passed over where more are asked for. A row is called by the path of its video,
-    relative to the manifest or folder where it lies below. Raises ValueError where nothing is found.
+    Images are clips of one frame, and passed over where more are asked for, unless a camera moves over them. A row is
+    called by the path of its video, relative to the manifest or folder where it lies below. Raises ValueError where
+    nothing is found.
     """
     media = gather([manifest])
-    entries = media.videos + (media.photos if config.frames == 1 else ())
+    if config.cuts:
+        entries = (media.videos if config.cuts.videos else ()) + (media.photos if config.cuts.photos else ())
+    else:
+        entries = media.videos + (media.photos if config.frames == 1 else ())
     if not entries:
         raise ValueError(f"{manifest}: no videos among what was found; images are clips of one frame: --frames 1")
     root = Path(os.path.abspath(manifest))  # noqa: PTH100
     root = root if root.is_dir() else root.parent
     names = [_name(entry.path, root) for entry in entries]
-    step = config.files_per_shard
+    step = 1 if config.cuts else config.files_per_shard
     return [
         ManifestSlice(number=number, names=tuple(names[first : first + step]), entries=entries[first : first + step])
         for number, first in enumerate(range(0, len(entries), step))
@@ -180,37 +192,39 @@ def encode_clips(tokenizer: VideoTokenizer, clips: Sequence[Clip], *, text: bool
 def tokenize_slice(part: ManifestSlice, tokenizer: VideoTokenizer, config: TokenizeConfig, folder: Path) -> ShardFacts:
     """Write the shard of a slice. Videos that cannot be read, or are too short, are listed in it."""
     header, left_out = header_of(tokenizer, config), dict[str, str]()
-    clips, rows = _clips(part, config, left_out), list[TokenRow]()
+    clips, rows = _clips(part, config, left_out, folder), list[TokenRow]()
     while batch := list(islice(clips, config.batch)):
         rows += encode_clips(tokenizer, batch, text=config.text)
     write_shard(shard_path(folder, part.number), rows, header, work=part.digest, left_out=left_out)
     return ShardFacts(header=header, rows=len(rows), work=part.digest, left_out=left_out)
 
 
-def _clips(part: ManifestSlice, config: TokenizeConfig, left_out: dict[str, str]) -> Iterator[Clip]:
+def _clips(part: ManifestSlice, config: TokenizeConfig, left_out: dict[str, str], scratch: Path) -> Iterator[Clip]:
     for name, entry in zip(part.names, part.entries, strict=True):
-        found, short = 0, 0
+        several = config.cuts or config.clips > 1
         try:
-            wanted = iter_video(
-                entry.path,
-                chunk=config.frames,
-                frames=config.frames * config.clips,
-                size=config.size,
-                crop=config.size,
-                fps=config.fps,
-            )
-            for video in wanted:
-                if video.shape[2] < config.frames:
-                    short = video.shape[2]
-                    break
-                shown = name if config.clips == 1 else f"{name}#{found}"
-                found += 1
-                yield Clip(name=shown, caption=entry.caption, video=video)
+            for number, video in enumerate(_videos(name, entry, config, scratch)):
+                yield Clip(name=f"{name}#{number}" if several else name, caption=entry.caption, video=video)
         except (VideoError, OSError) as error:
             left_out[name] = str(error).removeprefix(f"{entry.path}: ")
-        else:
-            if not found:
-                left_out[name] = f"has {short} frames, a clip needs {config.frames}"
+
+
+def _videos(name: str, entry: Entry, config: TokenizeConfig, scratch: Path) -> Iterator[Video]:
+    if config.cuts:
+        made = random_cuts(entry, name, config.cuts, frames=config.frames, size=config.size, scratch=scratch)
+        for clip, fps in made:
+            yield Video(to_signed(torch.from_numpy(clip).permute(3, 0, 1, 2)[None]), fps=fps)
+        return
+    found = 0
+    wanted = config.frames * config.clips
+    for video in iter_video(
+        entry.path, chunk=config.frames, frames=wanted, size=config.size, crop=config.size, fps=config.fps
+    ):
+        if video.shape[2] == config.frames:
+            found += 1
+            yield video
+        elif not found:
+            raise VideoError(f"has {video.shape[2]} frames, a clip needs {config.frames}")
 
 
 def tokenize_manifest(
@@ -248,6 +262,8 @@ def tokenize_manifest(
                 )
         for unfinished in folder.glob(".*.tmp"):  # of a process that was killed
             unfinished.unlink(missing_ok=True)
+        for frames in folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(frames, ignore_errors=True)
         write_index(folder, header, len(parts))
         facts = {part.number: fact for part in parts if (fact := _finished(part, header, folder))}
         left = [part for part in parts if part.number not in facts]

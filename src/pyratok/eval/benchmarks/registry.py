@@ -160,6 +160,12 @@ def _world(data: Path, options: Options) -> Benchmark[Any]:
     return with_prior(WorldBenchmark(data=data, protocol=options.apply(WorldProtocol())), options.networks)
 
 
+def _continuation(data: Path, options: Options) -> Benchmark[Any]:
+    from pyratok.eval.benchmarks.continuation import Continuation, ContinuationProtocol, with_prior
+
+    return with_prior(Continuation(data=data, protocol=options.apply(ContinuationProtocol())), options.networks)
+
+
 _ALL = (
     Entry(
         name="ytvis21",
@@ -260,6 +266,14 @@ _ALL = (
         build=_world,
         packages=(*TEXT, "cv2", "stlpips_pytorch"),
         networks=PRIOR,
+    ),
+    Entry(
+        name="continuation",
+        measures="frames that a prior predicts of real videos, beside the last given one repeated: PSNR",
+        layout="video files",
+        source="any folder will do, of videos that were not trained on",
+        build=_continuation,
+        networks={"prior": PRIOR["prior"]},
     ),
     Entry(
         name="rendered",

@@ -1,0 +1,50 @@
+"""A continuation and the video that it goes on from: whose pixels are shown where."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pyratok.tasks.generation.seam import NOISE, WINDOW, join
+
+
+def blurred(frames: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sharp picture that does not change, and what a tokenizer might make of it: one that is off everywhere, the
+    same way in every frame but for little noise."""
+    generator = torch.Generator().manual_seed(0)
+    sharp = torch.rand(1, 3, 1, size, size, generator=generator).mul(2).sub(1).expand(-1, -1, frames, -1, -1)
+    noise = torch.randn(1, 3, frames, size, size, generator=generator) * NOISE / 4
+    return sharp.contiguous(), 0.5 * sharp + 0.1 + noise
+
+
+def test_where_nothing_moves_the_given_pixels_stay() -> None:
+    sharp, decoded = blurred(9)
+    assert torch.equal(join(sharp[:, :, :5], decoded), sharp)
+
+
+def test_what_moves_is_what_tokens_say_and_the_rest_stays() -> None:
+    sharp, decoded = blurred(9)
+    decoded[:, :, 6:, :12, :12] += 1.0
+    shown = join(sharp[:, :, :5], decoded)
+    away = 12 + WINDOW
+    assert torch.equal(shown[:, :, :6], sharp[:, :, :6])
+    assert torch.equal(shown[..., away:, away:], sharp[..., away:, away:])
+    inside = shown[:, :, 6:, :8, :8] - decoded[:, :, 6:, :8, :8]
+    assert inside.abs().max() < 0.05
+    edges = torch.stack([sharp[:, :, 6:], decoded[:, :, 6:]])
+    assert (shown[:, :, 6:] >= edges.amin(0) - 1e-6).all()
+    assert (shown[:, :, 6:] <= edges.amax(0) + 1e-6).all()
+
+
+def test_a_frame_depends_on_no_later_one_and_clips_on_no_other() -> None:
+    sharp, decoded = blurred(9)
+    decoded = torch.cat([decoded, decoded.flip(-1)])
+    whole = join(sharp[:, :, :5], decoded)
+    assert torch.equal(join(sharp[:, :, :5], decoded[:, :, :7]), whole[:, :, :7])
+    assert torch.equal(join(sharp[:, :, :5], decoded[1:]), whole[1:])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 9, 32, 32), (1, 3, 0, 32, 32), (1, 3, 5, 32, 16), (2, 3, 5, 32, 32)], ids=str)
+def test_videos_that_do_not_fit_together(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="does not go on from"):
+        join(torch.zeros(shape), torch.zeros(1, 3, 9, 32, 32))
