@@ -17,7 +17,7 @@ def model(monkeypatch: pytest.MonkeyPatch) -> FakeTokenizer:
     tokens of that one."""
     fake = FakeTokenizer()
     monkeypatch.setattr(common, "load_model", lambda name_or_path: fake)
-    monkeypatch.setattr(files, "shipped_prior", lambda model, kind="ar": None)
+    monkeypatch.setattr(files, "shipped_prior", lambda model, name="ar": None)
     return fake
 
 

@@ -19,7 +19,7 @@ from pyratok.data.video_io import load_video, probe, save_video
 from pyratok.model.pyratok import PyraTok
 from pyratok.tasks.generation.autoregressive import ARPrior
 from pyratok.tasks.generation.clips import continue_clip, fit_clip, generate_clip, inpaint_clip, load_region
-from pyratok.tasks.generation.config import PriorConfig
+from pyratok.tasks.generation.config import NO_TEXT, PriorConfig
 from pyratok.tasks.generation.files import load_prior, save_prior
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
@@ -182,6 +182,20 @@ class TestGenerate:
         assert pyratok(*command, "--prior", "scale") == 2
         assert f"no scale prior ships with {tmp_path / 'model'}" in capsys.readouterr().err
 
+    def test_what_goes_on_with_a_video_by_default(
+        self, model: PyraTok, small: Path, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The prior of footage, which cannot be told anything; where there is none, that of the prompts."""
+        model.save_pretrained(tmp_path / "model")
+        save_prior(prior_of(model), tmp_path / "model" / "prior-ar")
+        command = ["continue", small, "--model", tmp_path / "model", "-o", tmp_path / "x.pyra"]
+        for name in ("ar", "footage"):
+            assert pyratok(*command, "--json", tmp_path / "x.json") == 0
+            assert Path(numbers(tmp_path / "x.json")["prior"]["folder"]).name == f"prior-{name}"
+            save_prior(prior_of(model, text_dim=NO_TEXT), tmp_path / "model" / "prior-footage")
+        assert pyratok(*command, "--caption", "a ball") == 2
+        assert "without captions" in capsys.readouterr().err
+
     def test_the_demo_shows_what_a_shipped_prior_makes(
         self, model: PyraTok, small: Path, tmp_path: Path, pyratok: Command, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -224,10 +238,10 @@ class TestGenerate:
     def test_captions_of_another_width(
         self, model: PyraTok, tmp_path: Path, pyratok: Command, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        save_prior(prior_of(model, text_dim=1), tmp_path / "prior")
+        save_prior(prior_of(model, text_dim=2), tmp_path / "prior")
         command = ["-o", tmp_path / "x.pyra", "--prior", tmp_path / "prior"]
         assert pyratok("generate", "a ball", *command) == 2
-        assert "learned captions of width 1, the text encoder of the model gives 12" in capsys.readouterr().err
+        assert "learned captions of width 2, the text encoder of the model gives 12" in capsys.readouterr().err
         assert pyratok("generate", *command) == 0
 
     def test_long_prompts_and_new_words_are_warned_of(

@@ -132,9 +132,9 @@ def options_of(name: str, settings: dict[str, str], networks: dict[str, str], mo
     wanted = settings.get("reader", "answerer") == "answerer" and "reader" not in networks
     if wanted and "reader" in ENTRIES[name].networks and (shipped := shipped_companion(model, ANSWERER)):
         settings, networks = settings | {"reader": "answerer"}, networks | {"reader": str(shipped)}
-    prior = networks.get("prior")
-    if "prior" in ENTRIES[name].networks and (prior or shipped_prior(model)):
-        networks = networks | {"prior": str(find_prior(prior, model))}
+    prior, entry = networks.get("prior"), ENTRIES[name]
+    if "prior" in entry.networks and (prior or shipped_prior(model)):
+        networks = networks | {"prior": str(find_prior(prior, model, default=entry.prior))}
     return Options(settings=settings, networks={key: Path(path) for key, path in networks.items()})
 
 

@@ -33,7 +33,15 @@ OutputClip = Annotated[
 ]
 PriorOption = Annotated[
     str | None,
-    typer.Option("--prior", metavar="KIND|DIR", help="Your own prior's folder, or one that MODEL brings; default: ar."),
+    typer.Option("--prior", metavar="NAME|DIR", help="Your own prior's folder, or one that MODEL brings; default: ar."),
+]
+FootagePriorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prior",
+        metavar="NAME|DIR",
+        help="Your own prior's folder, or one that MODEL brings; default: footage, or ar where it brings none.",
+    ),
 ]
 PromptOption = Annotated[str | None, typer.Option("--caption", metavar="TEXT", help="What the video shows.")]
 LengthOption = Annotated[
@@ -107,7 +115,7 @@ def generate(
 def continue_(
     video: InputVideo,
     output: OutputClip,
-    chosen: PriorOption = None,
+    chosen: FootagePriorOption = None,
     caption: PromptOption = None,
     given: Annotated[
         int | None,
@@ -136,11 +144,11 @@ def continue_(
     """
     from pyratok.data.video_io import FALLBACK_FPS, probe
     from pyratok.tasks.generation.clips import continue_clip, fit_clip, whole_steps
-    from pyratok.tasks.generation.files import find_prior
+    from pyratok.tasks.generation.files import FOOTAGE, find_prior
     from pyratok.tasks.generation.sampling import advised
     from pyratok.tasks.generation.seam import join
 
-    prior_folder = find_prior(chosen, model)
+    prior_folder = find_prior(chosen, model, default=FOOTAGE)
     out, watch = Output(json_file, video, output, prior_folder, model), ShownStopwatch()
     asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
@@ -171,7 +179,7 @@ def inpaint(
         Path, typer.Option("--mask", metavar="MASK", help="White where it is to be made anew: image, video or .npy.")
     ],
     output: OutputClip,
-    chosen: PriorOption = None,
+    chosen: FootagePriorOption = None,
     caption: PromptOption = None,
     frames: FramesOption = None,
     guidance: GuidanceOption = None,
@@ -191,10 +199,10 @@ def inpaint(
     """
     from pyratok.data.video_io import probe
     from pyratok.tasks.generation.clips import fit_clip, inpaint_clip, load_region
-    from pyratok.tasks.generation.files import find_prior
+    from pyratok.tasks.generation.files import FOOTAGE, find_prior
     from pyratok.tasks.generation.sampling import advised
 
-    prior_folder = find_prior(chosen, model)
+    prior_folder = find_prior(chosen, model, default=FOOTAGE)
     out, watch = Output(json_file, video, mask, output, prior_folder, model), ShownStopwatch()
     asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)

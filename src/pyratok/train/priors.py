@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pyratok.config import to_dict
 from pyratok.data.token_shards import ShardHeader, TokenClips, TokenShards
-from pyratok.tasks.generation.config import PriorConfig
+from pyratok.tasks.generation.config import NO_TEXT, PriorConfig
 from pyratok.tasks.generation.files import load_prior, save_prior
 from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
@@ -84,7 +84,7 @@ class PriorRecipe:
             frames=g.frames,
             height=g.height,
             width=g.width,
-            text_dim=header.text_dim or 1,  # without embeddings nothing is ever read
+            text_dim=header.text_dim or NO_TEXT,
             hidden_size=hidden_size,
             num_layers=num_layers,
             num_heads=num_heads,

@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pyratok.data.video_io import load_video
+from pyratok.metrics.reconstruction import psnr
 from pyratok.model.pyratok import PyraTok
-from pyratok.tasks.generation.clips import generate_clip
-from pyratok.tasks.generation.files import SHIPPED, find_prior, load_prior, shipped_prior
+from pyratok.report.demo import sample_clip
+from pyratok.tasks.generation.clips import continue_clip, generate_clip
+from pyratok.tasks.generation.files import FOOTAGE, SHIPPED, find_prior, load_prior, shipped_prior
 from pyratok.tasks.generation.prompts import example_prompts, unseen_words
 from pyratok.tasks.generation.sampling import advised
+from pyratok.tasks.generation.seam import join
+from pyratok.types import Video
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +24,7 @@ def model() -> PyraTok:
     return PyraTok.from_pretrained()
 
 
-KINDS = [kind for kind in SHIPPED if shipped_prior(None, kind)]
+KINDS = [kind for kind in SHIPPED if kind != FOOTAGE and shipped_prior(None, kind)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,3 +60,17 @@ def test_a_seed_brings_a_clip_back(model: PyraTok) -> None:
     first, again, other = (generate_clip(model, prior, "a white glove", seed=seed) for seed in (5, 5, 6))
     assert torch.equal(first.levels[0], again.levels[0])
     assert not torch.equal(first.levels[0], other.levels[0])
+
+
+def test_the_one_of_footage_goes_on_with_what_it_is_shown(model: PyraTok) -> None:
+    """A still picture stays what it is, and no caption is taken."""
+    prior = load_prior(find_prior(None, default=FOOTAGE), model.model_id)
+    assert find_prior(FOOTAGE) == find_prior(None, default=FOOTAGE) != find_prior(None)
+    clip = load_video(sample_clip(), size=64, crop=64, frames=17)
+    still = Video(clip.plain()[:, :, :1].expand(-1, -1, 9, -1, -1).contiguous(), clip.fps)
+    tokens = continue_clip(model, prior, still, temperature=0.8)
+    assert tokens.geometry.frames == 17
+    video = join(still.plain(), model.decode(tokens))
+    assert psnr(video[:, :, 9:], still.plain()[:, :, :8]).item() > 25
+    with pytest.raises(ValueError, match="without captions"):
+        generate_clip(model, prior, "a red teapot")

@@ -69,6 +69,7 @@ class Entry:
     """A benchmark that can be run. ``layout``: what its folder holds; ``source``: where to get that.
 
     ``packages``: what it cannot do without; ``networks``: frozen ones that it can use, by name with what to fetch.
+    ``prior``: name of the prior that is measured, of those that a model may bring, where none is told.
     ``build`` makes it of the folder and the options.
     """
 
@@ -79,6 +80,7 @@ class Entry:
     build: Callable[[Path, Options], Benchmark[Any]]
     packages: tuple[str, ...] = ()
     networks: Mapping[str, str] = field(default_factory=dict)
+    prior: str = "ar"
 
     def missing_packages(self) -> tuple[str, ...]:
         return tuple(name for name in self.packages if find_spec(name) is None)
@@ -274,6 +276,7 @@ _ALL = (
         source="any folder will do, of videos that were not trained on",
         build=_continuation,
         networks={"prior": PRIOR["prior"]},
+        prior="footage",
     ),
     Entry(
         name="rendered",

@@ -8,6 +8,8 @@ from typing import Literal
 from pyratok.types import Geometry, ModelId, Stride
 
 MAX_CHUNK_BITS = 12
+NO_TEXT = 1
+"""Width of captions that are not there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +28,8 @@ class PriorConfig:
 
     A word is predicted in chunks of ``chunk_bits`` bits, the last of what is left, each by a softmax that knows the
     chunks before it.
-    ``text_dim``: width of the text encoder's tokens. ``text_dropout``: share of training clips that are told nothing,
-    which guidance needs.
+    ``text_dim``: width of the text encoder's tokens, :data:`NO_TEXT` where nothing is ever read. ``text_dropout``:
+    share of training clips that are told nothing, which guidance needs.
     """
 
     kind: Literal["ar", "scale", "masked", "llm"]

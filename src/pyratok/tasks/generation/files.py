@@ -17,27 +17,36 @@ from pyratok.types import ModelId
 from pyratok.vae.hub import read_weights
 
 FORMAT, VERSION = "pyratok-prior", 1
-SHIPPED = ("ar", "scale", "masked")
-"""Kinds of prior that a model may bring, the first by default; each in the folder ``prior-KIND`` within its own."""
+FOOTAGE = "footage"
+SHIPPED = ("ar", "scale", "masked", FOOTAGE)
+"""Priors that a model may bring, each in the folder ``prior-NAME`` within its own: by kind those that know captions, of
+which the first is the default; and one that has learned real video without captions, to go on with videos."""
 
 
-def shipped_prior(model: str | os.PathLike[str] | None, kind: str = SHIPPED[0]) -> Path | None:
-    """The folder of the prior of that kind that a model, as ``from_pretrained`` takes it, brings; None for none."""
-    return shipped_companion(model, f"prior-{kind}")
+def shipped_prior(model: str | os.PathLike[str] | None, name: str = SHIPPED[0]) -> Path | None:
+    """The folder of the prior of that name that a model, as ``from_pretrained`` takes it, brings; None for none."""
+    return shipped_companion(model, f"prior-{name}")
 
 
-def find_prior(prior: str | os.PathLike[str] | None, model: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of a ``prior``, told by its folder or as one of :data:`SHIPPED` with ``model``; default: the first.
+def find_prior(
+    prior: str | os.PathLike[str] | None,
+    model: str | os.PathLike[str] | None = None,
+    *,
+    default: str = SHIPPED[0],
+) -> Path:
+    """The folder of a ``prior``, told by its folder or as one of :data:`SHIPPED` with ``model``.
 
-    ``model`` as ``from_pretrained`` takes it. Raises ValueError where the model brings no such prior.
+    Where none is told it is the ``default`` or, where the model brings no such, the first. ``model`` as
+    ``from_pretrained`` takes it. Raises ValueError where the model brings no such prior.
     """
     if prior is not None and str(prior) not in SHIPPED:
         return Path(prior)
-    kind = str(prior or SHIPPED[0])
-    if found := shipped_prior(model, kind):
-        return found
+    names = (str(prior),) if prior is not None else (default, SHIPPED[0])
+    for name in names:
+        if found := shipped_prior(model, name):
+            return found
     raise ValueError(
-        f"no {kind} prior ships with {model or 'the model of the package'}; give the folder of one that "
+        f"no {names[-1]} prior ships with {model or 'the model of the package'}; give the folder of one that "
         "pyratok train made of its tokens"
     )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyratok.files import write_atomically
 from pyratok.model.base import VideoTokenizer
+from pyratok.tasks.generation.config import NO_TEXT
 from pyratok.tasks.generation.prior import Prior
 from pyratok.types import TextEmbedding
 
@@ -34,6 +35,8 @@ def embed_prompt(model: VideoTokenizer, prior: Prior, prompt: str) -> TextEmbedd
     text = model.embed_captions(prompt, 1)
     assert text is not None
     found, wanted = text.pooled.shape[1], prior.config.text_dim
+    if wanted == NO_TEXT:
+        raise ValueError("this prior has learned videos without captions and cannot be told anything; give no prompt")
     if found != wanted:
         raise ValueError(
             f"this prior has learned captions of width {wanted}, the text encoder of the model gives {found}; "
