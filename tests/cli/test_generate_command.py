@@ -25,7 +25,7 @@ from pyratok.tasks.generation.generate import build_prior
 from pyratok.tasks.generation.prior import Prior
 from pyratok.tasks.generation.prompts import example_prompts, save_examples, save_words, unseen_words
 from pyratok.tasks.generation.sampling import advised
-from pyratok.tasks.generation.seam import join
+from pyratok.tasks.generation.seam import join, paste
 from pyratok.types import ModelId, Video
 from tiny import LAPQ, StubText, tiny_pyratok
 
@@ -193,7 +193,9 @@ class TestGenerate:
             assert pyratok(*command, "--json", tmp_path / "x.json") == 0
             assert Path(numbers(tmp_path / "x.json")["prior"]["folder"]).name == f"prior-{name}"
             save_prior(prior_of(model, text_dim=NO_TEXT), tmp_path / "model" / "prior-footage")
-        assert pyratok(*command, "--caption", "a ball") == 2
+        assert pyratok(*command, "--caption", "a ball", "--json", tmp_path / "x.json") == 0
+        assert Path(numbers(tmp_path / "x.json")["prior"]["folder"]).name == "prior-ar"
+        assert pyratok(*command, "--prior", "footage", "--caption", "a ball") == 2
         assert "without captions" in capsys.readouterr().err
 
     def test_the_demo_shows_what_a_shipped_prior_makes(
@@ -419,6 +421,22 @@ class TestInpaint:
         assert inpaint_clip(model, load_prior(folder), load_video(small), region, steps=2, temperature=0.8) == found
         assert pyratok(*command, "-o", tmp_path / "x.mp4", "--count", 2) == 0
         assert [probe(tmp_path / f"x-{number}.mp4").frames for number in (1, 2)] == [5, 5]
+
+    def test_the_pixels_that_the_mask_does_not_touch_stay(
+        self, model: PyraTok, prior: Path, small: Path, tmp_path: Path, pyratok: Command
+    ) -> None:
+        corner = torch.full((1, 3, 1, 16, 16), -1.0)
+        corner[..., :4, :4] = 1.0
+        save_video(corner, tmp_path / "corner.png")
+        command = ["inpaint", small, "--mask", tmp_path / "corner.png", "--prior", prior, "-o"]
+        assert pyratok(*command, tmp_path / "x.pyra") == 0
+        assert pyratok(*command, tmp_path / "joined.mp4") == 0
+        assert pyratok(*command, tmp_path / "tokens.mp4", "--no-join") == 0
+        decoded, region = model.decode(load_tokens(tmp_path / "x.pyra")), corner[0, 0].expand(5, -1, -1) > 0
+        wanted = {"joined": paste(load_video(small).plain(), region, decoded), "tokens": decoded.plain()}
+        for name, video in wanted.items():
+            save_video(Video(video, decoded.fps), tmp_path / "wanted.mp4")
+            assert torch.equal(load_video(tmp_path / f"{name}.mp4"), load_video(tmp_path / "wanted.mp4")), name
 
     @pytest.mark.parametrize("height", [16, 48])
     def test_masks_of_every_kind_say_the_same(self, height: int, model: PyraTok, clip: Path, tmp_path: Path) -> None:

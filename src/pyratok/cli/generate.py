@@ -40,7 +40,7 @@ FootagePriorOption = Annotated[
     typer.Option(
         "--prior",
         metavar="NAME|DIR",
-        help="Your own prior's folder, or one that MODEL brings; default: footage, or ar where it brings none.",
+        help="Your own prior's folder, or one that MODEL brings; default: footage, with a caption ar.",
     ),
 ]
 PromptOption = Annotated[str | None, typer.Option("--caption", metavar="TEXT", help="What the video shows.")]
@@ -144,11 +144,11 @@ def continue_(
     """
     from pyratok.data.video_io import FALLBACK_FPS, probe
     from pyratok.tasks.generation.clips import continue_clip, fit_clip, whole_steps
-    from pyratok.tasks.generation.files import FOOTAGE, find_prior
+    from pyratok.tasks.generation.files import FOOTAGE, SHIPPED, find_prior
     from pyratok.tasks.generation.sampling import advised
     from pyratok.tasks.generation.seam import join
 
-    prior_folder = find_prior(chosen, model, default=FOOTAGE)
+    prior_folder = find_prior(chosen, model, default=FOOTAGE if caption is None else SHIPPED[0])
     out, watch = Output(json_file, video, output, prior_folder, model), ShownStopwatch()
     asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
@@ -182,6 +182,9 @@ def inpaint(
     chosen: FootagePriorOption = None,
     caption: PromptOption = None,
     frames: FramesOption = None,
+    joined: Annotated[
+        bool, typer.Option("--join/--no-join", help="Keep the pixels that the mask does not touch.")
+    ] = True,
     guidance: GuidanceOption = None,
     seed: SeedOption = 0,
     temperature: TemperatureOption = None,
@@ -192,17 +195,19 @@ def inpaint(
     model: ModelOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Make a part of a video anew, in space, time or both; the rest is what its tokens keep of it.
+    """Make a part of a video anew, in space, time or both; the rest stays, but for a soft edge around that part.
 
     Video and mask are scaled and cut to the size that the prior has learned. Tokens see beyond their cells: a mask
-    should be somewhat larger than what it is to hide.
+    should be somewhat larger than what it is to hide. With --no-join all of the video is what its tokens say, as in a
+    .pyra file.
     """
     from pyratok.data.video_io import probe
     from pyratok.tasks.generation.clips import fit_clip, inpaint_clip, load_region
-    from pyratok.tasks.generation.files import FOOTAGE, find_prior
+    from pyratok.tasks.generation.files import FOOTAGE, SHIPPED, find_prior
     from pyratok.tasks.generation.sampling import advised
+    from pyratok.tasks.generation.seam import paste
 
-    prior_folder = find_prior(chosen, model, default=FOOTAGE)
+    prior_folder = find_prior(chosen, model, default=FOOTAGE if caption is None else SHIPPED[0])
     out, watch = Output(json_file, video, mask, output, prior_folder, model), ShownStopwatch()
     asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
@@ -218,6 +223,7 @@ def inpaint(
         tokenizer,
         outputs,
         watch,
+        finish=partial(paste, clip.plain(), region) if joined else None,
     )
     share = float(region.float().mean())
     facts = {"input": video, "mask": mask, "caption": caption, "seed": seed, "made_anew": share}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyratok.tasks.generation.seam import NOISE, WINDOW, join
+from pyratok.tasks.generation.seam import EDGE, NOISE, WINDOW, join, paste
 
 
 def blurred(frames: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,3 +48,24 @@ def test_a_frame_depends_on_no_later_one_and_clips_on_no_other() -> None:
 def test_videos_that_do_not_fit_together(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="does not go on from"):
         join(torch.zeros(shape), torch.zeros(1, 3, 9, 32, 32))
+
+
+def test_around_a_region_the_given_pixels_stay() -> None:
+    sharp, decoded = blurred(5)
+    region = torch.zeros(5, 32, 32, dtype=torch.bool)
+    region[1:4, 12:20, 4:12] = True
+    shown = paste(sharp, region, decoded)
+    assert torch.equal(shown[:, :, region], decoded[:, :, region])
+    near = torch.nn.functional.max_pool2d(region[:, None].float(), 4 * EDGE + 1, 1, 2 * EDGE)[:, 0] > 0
+    assert torch.equal(shown[:, :, ~near], sharp[:, :, ~near])
+    assert not torch.equal(shown[:, :, near & ~region], sharp[:, :, near & ~region])
+    assert torch.equal(paste(sharp, region, decoded[:, :, :3]), shown[:, :, :3])
+    everywhere = paste(sharp, torch.ones_like(region), torch.cat([decoded, sharp]))
+    assert torch.equal(everywhere, torch.cat([decoded, sharp]))
+
+
+@pytest.mark.parametrize(("frames", "size", "clips"), [(4, 32, 1), (5, 16, 1), (5, 32, 2)])
+def test_regions_that_do_not_fit(frames: int, size: int, clips: int) -> None:
+    region = torch.ones(frames, size, size, dtype=torch.bool)
+    with pytest.raises(ValueError, match="does not go into"):
+        paste(torch.zeros(clips, 3, 5, 32, 32), region, torch.zeros(1, 3, 5, 32, 32))
