@@ -336,6 +336,25 @@ class TestContinue:
             assert torch.equal(load_video(tmp_path / f"{name}.mp4"), load_video(tmp_path / "wanted.mp4")), name
         assert not torch.equal(load_video(tmp_path / "joined.mp4"), load_video(tmp_path / "tokens.mp4"))
 
+    def test_the_mean_of_several(
+        self,
+        model: PyraTok,
+        prior: Path,
+        small: Path,
+        tmp_path: Path,
+        pyratok: Command,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        command = ["continue", small, "--prior", prior, "--no-join", "--seed", 2]
+        assert pyratok(*command, "--mean", 3, "-o", tmp_path / "mean.mp4") == 0
+        tokens = continue_clip(model, load_prior(prior), load_video(small), count=3, seed=2, temperature=1.0)
+        wanted = Video(model.decode(tokens).plain().mean(0, keepdim=True), 12.0)
+        save_video(wanted, tmp_path / "wanted.mp4")
+        assert torch.equal(load_video(tmp_path / "mean.mp4"), load_video(tmp_path / "wanted.mp4"))
+        for options in (["--count", 2, "-o", tmp_path / "x.mp4"], ["-o", tmp_path / "x.pyra"]):
+            assert pyratok(*command, "--mean", 3, *options) == 2
+            assert "--mean shows one video of several" in capsys.readouterr().err
+
     def test_a_larger_video_is_scaled_and_cut(self, model: PyraTok, prior: Path, clip: Path, tmp_path: Path) -> None:
         config = load_prior(prior).config
         found = fit_clip(clip, config, 5)

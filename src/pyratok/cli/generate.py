@@ -123,9 +123,12 @@ def continue_(
     ] = None,
     frames: LengthOption = None,
     joined: Annotated[
-        bool,
-        typer.Option("--join/--no-join", help="Keep the pixels given, and behind them where nothing moves."),
+        bool, typer.Option("--join/--no-join", help="Keep the pixels given, and behind them where nothing moves.")
     ] = True,
+    mean: Annotated[
+        int | None,
+        typer.Option("--mean", min=2, metavar="N", help="Show the mean of N clips, blurred where they do not agree."),
+    ] = None,
     guidance: GuidanceOption = None,
     seed: SeedOption = 0,
     temperature: TemperatureOption = None,
@@ -153,6 +156,10 @@ def continue_(
     asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
     outputs, info = _outputs(output, count), probe(video)
+    if mean is not None:
+        if count != 1 or output.suffix == ".pyra":
+            raise ValueError("--mean shows one video of several: give no --count, and no .pyra file to write")
+        asked = {"temperature": 1.0} | asked | {"count": mean}
     tokenizer, prior = _load(model, prior_folder, watch)
     how = advised(prior.config) | asked
     frames = frames or prior.config.frames
@@ -315,7 +322,8 @@ def _sample(
     given: int = 0,
     finish: Finish | None = None,
 ) -> TokenPyramid:
-    """Sample and write; when interrupted, what goes beyond the ``given`` frames and is final."""
+    """Sample and write, the mean of all clips where there is one output; when interrupted, what goes beyond the
+    ``given`` frames and is final."""
     from pyratok.types import TokenPyramid
 
     parts: list[TokenPyramid] = []
@@ -341,12 +349,13 @@ def _write(
     from pyratok.types import Video
 
     for index, path in enumerate(outputs):
-        clip = tokens.select(index)
+        clip = tokens if len(outputs) == 1 else tokens.select(index)
         if path.suffix == ".pyra":
             save_tokens(clip, path)
         else:
-            video = tokenizer.decode(clip)
-            save_video(Video(finish(video), video.fps) if finish else video, path)
+            decoded = tokenizer.decode(clip)
+            video = decoded.plain().mean(0, keepdim=True)
+            save_video(Video(finish(video) if finish else video, decoded.fps), path)
 
 
 def _finish(

@@ -204,8 +204,9 @@ def run_prior(
         if ranks.first:
             prior = averaged.prior.eval()
             save_prior(prior, out / PRIOR)
-            save_words(out / PRIOR, found.words)
-            save_examples(out / PRIOR, found.examples)
+            if prior.config.text_dim != NO_TEXT:
+                save_words(out / PRIOR, found.words)
+                save_examples(out / PRIOR, found.examples)
             newest = latest_checkpoint(out / "checkpoints")
             if newest is not None and int(newest.name.rpartition("-")[2]) >= settings.steps:
                 write_json(out / RECORD, measured(recipe, prior, in_order, found))

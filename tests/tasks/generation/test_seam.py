@@ -19,7 +19,9 @@ def blurred(frames: int, size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_where_nothing_moves_the_given_pixels_stay() -> None:
     sharp, decoded = blurred(9)
-    assert torch.equal(join(sharp[:, :, :5], decoded), sharp)
+    shown = join(sharp[:, :, :5], decoded)
+    assert torch.equal(shown[:, :, :5], sharp[:, :, :5])
+    assert (shown - sharp).abs().max() < 0.05 < (decoded - sharp).abs().mean()
 
 
 def test_what_moves_is_what_tokens_say_and_the_rest_stays() -> None:
@@ -27,9 +29,10 @@ def test_what_moves_is_what_tokens_say_and_the_rest_stays() -> None:
     decoded[:, :, 6:, :12, :12] += 1.0
     shown = join(sharp[:, :, :5], decoded)
     away = 12 + WINDOW
-    assert torch.equal(shown[:, :, :6], sharp[:, :, :6])
-    assert torch.equal(shown[..., away:, away:], sharp[..., away:, away:])
-    inside = shown[:, :, 6:, :8, :8] - decoded[:, :, 6:, :8, :8]
+    assert torch.equal(shown[:, :, :5], sharp[:, :, :5])
+    assert (shown - sharp)[:, :, 5].abs().max() < 0.05
+    assert (shown - sharp)[..., away:, away:].abs().max() < 0.05
+    inside = shown[:, :, 6:, :4, :4] - decoded[:, :, 6:, :4, :4]
     assert inside.abs().max() < 0.05
     edges = torch.stack([sharp[:, :, 6:], decoded[:, :, 6:]])
     assert (shown[:, :, 6:] >= edges.amin(0) - 1e-6).all()

@@ -58,7 +58,7 @@ class ContinuationProtocol(BenchmarkProtocol):
     seed: int = 0
     prior: str = ""
     psnr: str = "RGB in [0, 1], one mean squared error over all predicted frames of a clip, at most 100 dB"
-    seam: str = f"weight 1 - {NOISE}^2 / change, {WINDOW} x {WINDOW} pixels"
+    seam: str = f"weight 1 / (1 + ({NOISE}^2 / change)^2), {WINDOW} x {WINDOW} pixels"
 
     def __post_init__(self) -> None:
         if not 0 < self.given < self.frames:
