@@ -23,15 +23,15 @@ from pyratok.tasks.generation.files import find_prior, load_prior
 Pixels = NDArray[np.uint8]
 SHOWN, SCALE, GAP = 5, 2, 8
 """Frames of a clip, side by side; pixels of the sheet for one of theirs, and between the two clips of a row."""
+Colour = int | tuple[int, int, int]
 PAPER, INK, WRONG = 255, 30, (190, 30, 30)
 
 
-def tile(frames: Pixels, prompt: str, seen: str, right: bool) -> Pixels:
-    """Frames of a clip over its prompt and what the detector saw."""
+def tile(frames: Pixels, *lines: tuple[str, Colour]) -> Pixels:
+    """Some frames of a clip, side by side, over lines of text."""
     some = frames[np.linspace(0, len(frames) - 1, SHOWN).round().astype(int)]
     strip = np.concatenate(list(some), axis=1).repeat(SCALE, axis=0).repeat(SCALE, axis=1)
-    lines = (prompt, INK), (f"seen: {seen}", INK if right else WRONG)
-    room = np.full((2 * (HEIGHT + 6) + GAP, strip.shape[1], 3), PAPER, np.uint8)
+    room = np.full((len(lines) * (HEIGHT + 6) + GAP, strip.shape[1], 3), PAPER, np.uint8)
     for number, (text, colour) in enumerate(lines):
         ink = lettering(text)[:, : strip.shape[1]]
         room[5 + number * (HEIGHT + 6) :][: ink.shape[0], : ink.shape[1]][ink] = colour
@@ -48,7 +48,7 @@ def sheet(world: World, model: PyraTok, prior_folder: Path, protocol: WorldProto
         sight = detector.look(frames)
         seen = f"{sight.colour} {sight.noun}, {sight.way}" if sight.noun else "nothing"
         right = (sight.noun, sight.colour, sight.way) == tuple(shown)
-        tiles.append(tile(frames, truth.caption, seen, right))
+        tiles.append(tile(frames, (truth.caption, INK), (f"seen: {seen}", INK if right else WRONG)))
     tiles += [np.full_like(tiles[0], PAPER)] * (len(tiles) % 2)
     gap = np.full((tiles[0].shape[0], GAP, 3), PAPER, np.uint8)
     rows = [np.concatenate([left, gap, right], axis=1) for left, right in zip(tiles[::2], tiles[1::2], strict=True)]
