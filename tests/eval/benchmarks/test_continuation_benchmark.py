@@ -124,5 +124,8 @@ def test_what_is_missing_is_named(benchmark: Continuation, tmp_path: Path) -> No
         replace(benchmark.protocol, given=17)
     with pytest.raises(ValueError, match="samples must be at least 1"):
         replace(benchmark.protocol, samples=0)
+    save_video(moving_video(1, 16, 16, fps=None), tmp_path / "prior" / "image.png")
+    with pytest.raises(ValueError, match="continuation: there is no video"):
+        build("continuation", tmp_path / "prior").load()
     with pytest.raises(ValueError, match="no such file"):
         build("continuation", tmp_path / "videos", Options(networks={"prior": tmp_path / "gone"}))

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pyratok.data.manifests import VIDEO_SUFFIXES
 from pyratok.data.video_io import VideoError, load_video
 from pyratok.eval.benchmarks.contract import Answer, Benchmark, BenchmarkProtocol, Item, Loaded, Scores
 from pyratok.eval.benchmarks.networks import digest_of_folder
@@ -80,7 +81,15 @@ class Continuation(Benchmark[ClipItem]):
     prior: Path | None = None
 
     def load(self) -> Loaded[ClipItem]:
-        return Loaded(items=tuple(ClipItem(key=path.name, path=path) for path in find_clips(self.data)))
+        try:
+            videos = [path for path in find_clips(self.data) if path.suffix.lower() in VIDEO_SUFFIXES]
+        except ValueError:
+            videos = []
+        if not videos:
+            raise self.nothing("video")
+        root = self.data if self.data.is_dir() else self.data.parent
+        items = tuple(ClipItem(key=path.relative_to(root).as_posix(), path=path) for path in videos)
+        return Loaded(items=items, counts={"clips": len(items)})
 
     def run(self, model: VideoTokenizer) -> Callable[[ClipItem], Answer]:
         if self.prior is None:
