@@ -7,16 +7,14 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 from samples import GAP, INK, PAPER, Pixels, tile
 
-from pyratok import PyraTok, Video, load_video
+from pyratok import PyraTok, load_video
 from pyratok.data.video_io import to_uint8
-from pyratok.eval.benchmarks.continuation import ContinuationProtocol
+from pyratok.eval.benchmarks.continuation import ContinuationProtocol, draw
 from pyratok.eval.reconstruction import find_clips
 from pyratok.files import write_atomically
 from pyratok.report.png import encode_png
-from pyratok.tasks.generation.clips import continue_clip
 from pyratok.tasks.generation.files import FOOTAGE, find_prior, load_prior
 from pyratok.tasks.generation.seam import join
 
@@ -27,16 +25,7 @@ def sheet(videos: Path, model: PyraTok, prior_folder: Path, protocol: Continuati
     for path in find_clips(videos):
         video = load_video(path, size=protocol.size, crop=protocol.size, frames=protocol.frames)
         given = video.plain()[:, :, : protocol.given]
-        tokens = continue_clip(
-            model,
-            prior,
-            Video(given, video.fps),
-            frames=protocol.frames,
-            count=protocol.samples,
-            temperature=protocol.temperature,
-            seed=protocol.seed,
-        )
-        drawn = torch.cat([model.decode(tokens.select(number)).plain() for number in range(protocol.samples)])
+        drawn = draw(model, prior, video, protocol)
         shown = {
             "what came": video.plain(),
             "one": join(given, drawn[:1]),

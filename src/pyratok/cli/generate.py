@@ -147,11 +147,10 @@ def continue_(
     """
     from pyratok.data.video_io import FALLBACK_FPS, probe
     from pyratok.tasks.generation.clips import continue_clip, fit_clip, whole_steps
-    from pyratok.tasks.generation.files import FOOTAGE, SHIPPED, find_prior
     from pyratok.tasks.generation.sampling import advised
     from pyratok.tasks.generation.seam import join
 
-    prior_folder = find_prior(chosen, model, default=FOOTAGE if caption is None else SHIPPED[0])
+    prior_folder = _prior_of_videos(chosen, model, caption)
     out, watch = Output(json_file, video, output, prior_folder, model), ShownStopwatch()
     asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
@@ -167,14 +166,13 @@ def continue_(
     with watch.step("reading the video"):
         clip = fit_clip(video, prior.config, given or (prior.config.frames + 1) // 2)
     begun = whole_steps(clip.shape[2], prior.config)
-    shown = clip.plain()[:, :, :begun]
     tokens = _sample(
         lambda tell: continue_clip(tokenizer, prior, clip, frames=frames, caption=caption, on_part=tell, **how),
         tokenizer,
         outputs,
         watch,
         given=begun,
-        finish=partial(join, shown) if joined else None,
+        finish=partial(join, clip.plain()[:, :, :begun]) if joined else None,
     )
     facts = {"input": video, "caption": caption, "seed": seed, "given": begun}
     _finish(out, watch, tokens, outputs, prior, prior_folder, facts)
@@ -210,11 +208,10 @@ def inpaint(
     """
     from pyratok.data.video_io import probe
     from pyratok.tasks.generation.clips import fit_clip, inpaint_clip, load_region
-    from pyratok.tasks.generation.files import FOOTAGE, SHIPPED, find_prior
     from pyratok.tasks.generation.sampling import advised
     from pyratok.tasks.generation.seam import paste
 
-    prior_folder = find_prior(chosen, model, default=FOOTAGE if caption is None else SHIPPED[0])
+    prior_folder = _prior_of_videos(chosen, model, caption)
     out, watch = Output(json_file, video, mask, output, prior_folder, model), ShownStopwatch()
     asked = _how(seed, count, guidance, temperature, top_k, top_p, steps)
     _check_prompt(caption, prior_folder)
@@ -235,6 +232,13 @@ def inpaint(
     share = float(region.float().mean())
     facts = {"input": video, "mask": mask, "caption": caption, "seed": seed, "made_anew": share}
     _finish(out, watch, tokens, outputs, prior, prior_folder, facts)
+
+
+def _prior_of_videos(chosen: str | None, model: str | None, caption: str | None) -> Path:
+    """The prior for a given video: by default that of footage, or one that reads captions where there is one."""
+    from pyratok.tasks.generation.files import FOOTAGE, SHIPPED, find_prior
+
+    return find_prior(chosen, model, default=FOOTAGE if caption is None else SHIPPED[0])
 
 
 def _how(

@@ -215,16 +215,18 @@ def _videos(name: str, entry: Entry, config: TokenizeConfig, scratch: Path) -> I
         for clip, fps in made:
             yield Video(to_signed(torch.from_numpy(clip).permute(3, 0, 1, 2)[None]), fps=fps)
         return
-    found = 0
+    found, short = 0, 0
     wanted = config.frames * config.clips
     for video in iter_video(
         entry.path, chunk=config.frames, frames=wanted, size=config.size, crop=config.size, fps=config.fps
     ):
-        if video.shape[2] == config.frames:
-            found += 1
-            yield video
-        elif not found:
-            raise VideoError(f"has {video.shape[2]} frames, a clip needs {config.frames}")
+        if video.shape[2] < config.frames:
+            short = video.shape[2]
+            break
+        found += 1
+        yield video
+    if not found:
+        raise VideoError(f"has {short} frames, a clip needs {config.frames}")
 
 
 def tokenize_manifest(

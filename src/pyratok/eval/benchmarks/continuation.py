@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ from pyratok.types import Video
 
 if TYPE_CHECKING:
     from pyratok.model.base import VideoTokenizer
+    from pyratok.tasks.generation.prior import Prior
 
 STILL, DECODED = "psnr_still", "_decoded"
 
@@ -95,24 +96,21 @@ class Continuation(Benchmark[ClipItem]):
         if self.prior is None:
             raise ValueError("continuation measures a prior: --network prior=DIR, the folder that pyratok train made")
         protocol, prior = self.protocol, load_prior(self.prior, model.model_id)
-        how: dict[str, Any] = {"temperature": protocol.temperature, "top_p": protocol.top_p, "seed": protocol.seed}
 
         def answer(item: ClipItem) -> Answer:
             video = load_video(item.path, size=protocol.size, crop=protocol.size, frames=protocol.frames)
             if video.shape[2] < protocol.frames:
                 raise VideoError(f"{item.path}: has {video.shape[2]} frames, a clip needs {protocol.frames}")
-            clip = video.plain()
-            given, truth = Video(clip[:, :, : protocol.given], video.fps), clip[:, :, protocol.given :]
-            tokens = continue_clip(model, prior, given, frames=protocol.frames, count=protocol.samples, **how)
-            drawn = [model.decode(tokens.select(number)).plain() for number in range(protocol.samples)]
-            shown = {"mean": torch.stack(drawn).mean(0)} | {f"{number}": one for number, one in enumerate(drawn)}
+            given, truth = video.plain().tensor_split([protocol.given], dim=2)
+            drawn = draw(model, prior, video, protocol)
+            shown = {"mean": drawn.mean(0, keepdim=True)} | {f"{n}": one for n, one in enumerate(drawn.split(1))}
             shown["tokenizer"] = model.decode(model.encode(video).prefix(prior.config.num_levels)).plain()
 
             def score(predicted: Tensor) -> float:
                 return psnr(predicted, truth, mode="video").item()
 
-            said: Answer = {"psnr_still": score(given.plain()[:, :, -1:].expand_as(truth))}
-            for kind, seen in (("", partial(join, given.plain())), (DECODED, _as_it_is)):
+            said: Answer = {STILL: score(given[:, :, -1:].expand_as(truth))}
+            for kind, seen in (("", partial(join, given)), (DECODED, _as_it_is)):
                 found = {name: score(seen(one)[:, :, protocol.given :]) for name, one in shown.items()}
                 singles = [found.pop(f"{number}") for number in range(protocol.samples)]
                 found |= {"sample": statistics.fmean(singles), "best": max(singles)}
@@ -128,6 +126,21 @@ class Continuation(Benchmark[ClipItem]):
                 ahead = sum(said[name] > said[STILL] for _, said in answers)
                 values[f"{name.removeprefix('psnr_')}_ahead"] = float(ahead)
         return Scores(values=values, details={"clips": {item.key: said for item, said in answers}})
+
+
+def draw(model: VideoTokenizer, prior: Prior, video: Video, protocol: ContinuationProtocol) -> Tensor:
+    """What a prior makes of the first ``given`` frames of a clip, as tokens alone say it: ``[samples, 3, T, H, W]``."""
+    tokens = continue_clip(
+        model,
+        prior,
+        Video(video.plain()[:, :, : protocol.given], video.fps),
+        frames=protocol.frames,
+        count=protocol.samples,
+        temperature=protocol.temperature,
+        top_p=protocol.top_p,
+        seed=protocol.seed,
+    )
+    return torch.cat([model.decode(tokens.select(number)).plain() for number in range(protocol.samples)])
 
 
 def _as_it_is(video: Tensor) -> Tensor:
