@@ -304,20 +304,22 @@ class WordHead(nn.Module):
 
     def logits(self, hidden: Tensor, inputs: Tensor) -> Tensor:
         """``[B, n, chunks, 2**table_bits]``; those of no word are so low that their probability is 0, yet finite."""
-        found = self._tables_at(hidden, inputs)
-        if not self.surplus:
-            return found
-        value = torch.arange(found.shape[-1], device=found.device)
-        last = torch.arange(self.shape[0], device=found.device) == self.shape[0] - 1
-        return found.masked_fill(last[:, None] & (value >= found.shape[-1] >> self.surplus), IMPOSSIBLE)
+        chunks = range(self.shape[0])
+        if self.seen or self.surplus:
+            return torch.stack([self.chunk_logits(chunk, hidden, inputs) for chunk in chunks], dim=-2)
+        return cast(Tensor, self.tables(hidden).unflatten(-1, (len(chunks), -1)))
 
-    def _tables_at(self, hidden: Tensor, inputs: Tensor) -> Tensor:
-        if not self.seen:
-            return cast(Tensor, self.tables(hidden).unflatten(-1, (self.shape[0], -1)))
-        inputs = inputs.to(self.tables.weight.dtype)
-        states = [hidden, *(F.silu(hidden + seen(inputs[..., : seen.in_features])) for seen in self.seen)]
-        weights, biases = self.tables.weight.chunk(len(states)), self.tables.bias.chunk(len(states))
-        return torch.stack([F.linear(*part) for part in zip(states, weights, biases, strict=True)], dim=-2)
+    def chunk_logits(self, chunk: int, hidden: Tensor, inputs: Tensor) -> Tensor:
+        """``[B, n, 2**table_bits]`` of one chunk, for which ``inputs`` need no more than the signs before it."""
+        state, values = hidden, 1 << self.shape[1]
+        if chunk and self.seen:
+            seen = cast(nn.Linear, self.seen[chunk - 1])
+            state = F.silu(hidden + seen(inputs[..., : seen.in_features].to(seen.weight.dtype)))
+        rows = slice(chunk * values, (chunk + 1) * values)
+        found = F.linear(state, self.tables.weight[rows], self.tables.bias[rows])
+        if not self.surplus or chunk + 1 < self.shape[0]:
+            return found
+        return found.masked_fill(torch.arange(values, device=found.device) >= values >> self.surplus, IMPOSSIBLE)
 
 
 def at_word(table: Tensor, signs: Tensor) -> Tensor:

@@ -11,10 +11,12 @@ import torch
 from pyratok.model.alignment import WordHead
 from pyratok.quantization.bits import ids_to_signs
 from pyratok.tasks.generation.autoregressive import ARPrior
+from pyratok.tasks.generation.backbone import KVCache
 from pyratok.tasks.generation.generate import build_prior, generate
 from pyratok.tasks.generation.masked import MaskedPrior
 from pyratok.tasks.generation.prior import Prior
 from pyratok.tasks.generation.sampling import Noise, Sampler, SamplingConfig
+from pyratok.tasks.generation.stepwise import Stepwise
 from pyratok.types import ModelId, TextEmbedding
 from tiny_priors import CONFIG, GEOMETRY, KINDS, TOKENIZER, random_text, random_tokens, tiny_prior
 
@@ -52,6 +54,23 @@ def test_sampling_by_cache_has_the_likelihood_of_teacher_forcing(kind: str) -> N
     taught = prior(tokens, text, prior.draw(2, GEOMETRY, measure=True)).token_nll
     torch.testing.assert_close(-gained[~known], taught[~known], atol=1e-4, rtol=0)
     assert not gained[known].any()
+
+
+@pytest.mark.parametrize("counts", [[1] * 9, [4, 1, 1, 2, 1], [1, 3, 1, 4]])
+@torch.no_grad()
+def test_place_after_place_is_the_whole_pass(counts: list[int]) -> None:
+    prior, text, tokens = tiny_prior("ar by time"), random_text(), random_tokens()
+    assert isinstance(prior, ARPrior)
+    for weight in prior.parameters():  # norms too, which begin as ones
+        weight.add_(0.2 * torch.randn_like(weight))
+    words, layout = prior.words_of(tokens)
+    memory, places, cache = prior.remember(text, 2), prior.places(layout), KVCache(9)
+    assert not memory.mask.all()
+    whole = prior.read(words, places, 0, 9, memory)
+    stepwise, parts = Stepwise(prior.backbone, memory, cache), []
+    for count in counts:
+        parts.append(prior.read(words, places, cache.length, cache.length + count, memory, cache, stepwise))
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyratok.tasks.generation.backbone import KVCache, TextMemory
+from pyratok.tasks.generation.backbone import Backbone, KVCache, TextMemory, turn_by
 from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.layout import Layout
 from pyratok.tasks.generation.prior import OnWords, Places, Prior, PriorOutput
 from pyratok.tasks.generation.sampling import Sampler
+from pyratok.tasks.generation.stepwise import Stepwise
 from pyratok.types import Geometry, TextEmbedding, TokenPyramid
 
 
@@ -46,21 +47,35 @@ class ARPrior(Prior):
         predicted = torch.ones_like(words, dtype=torch.bool)
         return PriorOutput(token_nll=self.nll(hidden, words), predicted=predicted, level=layout.level)
 
+    def places(self, layout: Layout) -> Places:
+        found, angles = super().places(layout), layout.angles(self.config.head_dim)
+        features = found.features + layout.begins_level[:, None] * self.separator
+        return Places(layout, features, turn_by(angles, F.pad(angles, (0, 0, 1, 0))[:-1]))
+
     def read(
-        self, words: Tensor, places: Places, first: int, stop: int, memory: TextMemory, cache: KVCache | None = None
+        self,
+        words: Tensor,
+        places: Places,
+        first: int,
+        stop: int,
+        memory: TextMemory,
+        cache: KVCache | None = None,
+        stepwise: Stepwise | None = None,
     ) -> Tensor:
         """Hidden states ``[B, stop - first, H]`` that predict the places from ``first`` on, from the words before each.
 
         Without a ``cache``, which has read what is before ``first``, that is 0. Words from ``stop - 1`` on do not
-        matter.
+        matter. One place alone goes by ``stepwise``, where there is one of that ``memory`` and ``cache``.
         """
         inputs = self.embed(words[:, max(0, first - 1) : stop - 1])
         if not first:
             inputs = torch.cat([self.start.expand(len(words), 1, -1), inputs], dim=1)
-        inputs = inputs + places.features[first:stop] + places.begins_level[first:stop, None] * self.separator
-        ahead, here = places.angles[first:stop], F.pad(places.angles, (0, 0, 1, 0))[first:stop]
-        turns = (ahead.cos(), ahead.sin()), (here.cos(), here.sin())
-        hidden: Tensor = self.backbone(inputs, *turns, memory, causal=True, cache=cache)
+        features, turn = places.part(first, stop)
+        inputs = inputs + features
+        if stepwise is not None and stop == first + 1:
+            hidden = stepwise(inputs, turn)
+        else:
+            hidden = self.backbone(inputs, turn, memory, causal=True, cache=cache)
         if cache is not None:
             cache.length += stop - first
         return hidden
@@ -70,8 +85,10 @@ class ARPrior(Prior):
     ) -> tuple[Tensor, Tensor]:
         words, gained = words.clone(), torch.zeros(words.shape, device=words.device)
         cache, places = KVCache(len(layout)), self.places(layout)
+        # A language model has its own way.
+        stepwise = Stepwise(self.backbone, memory, cache) if isinstance(self.backbone, Backbone) else None
         for place in (~known.all(0)).nonzero()[:, 0].tolist():
-            hidden = self.read(draw.twice(words), places, cache.length, place + 1, memory, cache)
+            hidden = self.read(draw.twice(words), places, cache.length, place + 1, memory, cache, stepwise)
             here = slice(place, place + 1)
             drawn, log_likelihood = draw(hidden[:, -1:], here)
             words[:, here] = torch.where(known[:, here], words[:, here], drawn)

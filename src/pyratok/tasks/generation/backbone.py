@@ -7,11 +7,10 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 Turn = tuple[Tensor, Tensor]
-"""Cosine and sine of rotary angles, ``[n, head_dim / 2]`` each."""
+"""What :func:`rotate` multiplies by, ``[2, n, head_dim]`` each: for the queries of places, and for their keys."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class TextMemory:
 
 @dataclass(eq=False)
 class KVCache:
-    """Keys and values of the places read so far, per layer ``[B, heads, capacity, d]``.
+    """Keys and values of the places read so far, per layer ``[2, B, heads, capacity, d]``.
 
     A pass writes behind the first ``length`` places; only who advances ``length`` makes them stay. ``beside``: what a
     language model of transformers keeps in place of ``layers``.
@@ -32,20 +31,22 @@ class KVCache:
 
     capacity: int
     length: int = 0
-    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    layers: dict[int, Tensor] = field(default_factory=dict)
     beside: Any = None
+
+    def room(self, layer: int, like: Tensor, batch: int, heads: int, width: int) -> Tensor:
+        """Where all that a layer will hold goes, made when first asked for."""
+        if layer not in self.layers:
+            self.layers[layer] = like.new_empty(2, batch, heads, self.capacity, width)
+        return self.layers[layer]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of all places up to these new ones."""
-        if layer not in self.layers:
-            batch, heads, _, width = keys.shape
-            room = keys.new_empty(2, batch, heads, self.capacity, width)
-            self.layers[layer] = room[0], room[1]
-        end = self.length + keys.shape[2]
+        batch, heads, count, width = keys.shape
+        end = self.length + count
         assert end <= self.capacity
-        for room, new in zip(self.layers[layer], (keys, values), strict=True):
-            room[:, :, self.length : end] = new
-        held_keys, held_values = self.layers[layer]
+        held_keys, held_values = self.room(layer, keys, batch, heads, width)
+        held_keys[:, :, self.length : end], held_values[:, :, self.length : end] = keys, values
         return held_keys[:, :, :end], held_values[:, :, :end]
 
 
@@ -65,15 +66,14 @@ class Backbone(nn.Module):
     def forward(
         self,
         x: Tensor,
-        at: Turn,
-        keys_at: Turn,
+        turn: Turn,
         memory: TextMemory,
         *,
         causal: bool = False,
         allowed: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """``[B, m, H]`` to the same shape. ``at`` and ``keys_at``: where a place asks from, and where what it holds is.
+        """``[B, m, H]`` to the same shape. ``turn``: where a place asks from, and where what it holds is.
 
         Places see each other, and what the ``cache`` holds, or those before them where ``causal``, or those that
         ``allowed`` bool ``[m, m]`` says.
@@ -84,7 +84,7 @@ class Backbone(nn.Module):
                 allowed = ends.tril(cache.length)
             causal = False
         for number, block in enumerate(self.blocks):
-            x = block(x, at, keys_at, memory.layers[number], memory.mask, causal, allowed, cache, number)
+            x = block(x, turn, memory.layers[number], memory.mask, causal, allowed, cache, number)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -108,8 +108,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        at: Turn,
-        keys_at: Turn,
+        turn: Turn,
         text: tuple[Tensor, Tensor],
         text_mask: Tensor,
         causal: bool,
@@ -117,15 +116,15 @@ class Block(nn.Module):
         cache: KVCache | None,
         number: int,
     ) -> Tensor:
-        queries, keys, values = self._heads(self.qkv(self.norms[0](x)), 3)
-        queries, keys = rotate(queries, at), rotate(keys, keys_at)
+        asked = self._heads(self.qkv(self.norms[0](x)), 3)
+        (queries, keys), values = rotate(asked[:2], turn), asked[2]
         if cache is not None:
             keys, values = cache.extend(number, keys, values)
         found = F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed, is_causal=causal)
-        x = x + self.out(rearrange(found, "b heads n d -> b n (heads d)"))
+        x = x + self.out(found.transpose(1, 2).flatten(2))
         (queries,) = self._heads(self.ask_text(self.norms[1](x)), 1)
         found = F.scaled_dot_product_attention(queries, *text, attn_mask=text_mask)
-        x = x + self.text_out(rearrange(found, "b heads n d -> b n (heads d)"))
+        x = x + self.text_out(found.transpose(1, 2).flatten(2))
         gate, up = self.gate_up(self.norms[2](x)).chunk(2, dim=-1)
         changed: Tensor = x + self.down(F.silu(gate) * up)
         return changed
@@ -135,11 +134,19 @@ class Block(nn.Module):
         return keys, values
 
     def _heads(self, x: Tensor, parts: int) -> Tensor:
-        return rearrange(x, "b n (parts heads d) -> parts b heads n d", parts=parts, heads=self.num_heads)
+        """``[B, n, parts * heads * d]`` to ``[parts, B, heads, n, d]``."""
+        return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+def turn_by(queries_at: Tensor, keys_at: Tensor) -> Turn:
+    """What :func:`rotate` takes, of rotary angles ``[n, head_dim / 2]`` of queries and of keys."""
+    angles = torch.stack([queries_at, keys_at])
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, turn: Turn) -> Tensor:
-    """Turn pairs of ``[B, heads, n, d]``: places of equal distance have equal products (RoPE, arXiv 2104.09864)."""
-    cos, sin = turn
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    """Turn pairs of ``[2, B, heads, n, d]``, queries and keys, an entry with the one d/2 behind it: places of equal
+    distance have equal products (RoPE, arXiv 2104.09864)."""
+    cos, sin = (part[:, None, None] for part in turn)
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin

@@ -109,15 +109,14 @@ class LanguageBackbone(nn.Module):
     def forward(
         self,
         x: Tensor,
-        at: Turn,
-        keys_at: Turn,
+        turn: Turn,
         memory: TextMemory,
         *,
         causal: bool = True,
         allowed: Tensor | None = None,
         cache: KVCache | None = None,
     ) -> Tensor:
-        """``[B, m, H]`` to the same shape. ``at`` and ``keys_at`` are not read: the model counts places itself."""
+        """``[B, m, H]`` to the same shape. ``turn`` is not read: the model counts places itself."""
         assert causal, "a language model reads in one direction"
         assert allowed is None, "a language model reads in one direction"
         told, (caption, _) = memory.mask[:, 0, 0], memory.layers[0]

@@ -81,15 +81,12 @@ class MaskedPrior(Prior):
         inputs = self.embed(words[:, first:stop])
         if hidden is not None:
             inputs = torch.where(hidden[..., None], self.blank, inputs)
-        angles = places.angles[first:stop]
-        turn = angles.cos(), angles.sin()
+        features, turn = places.part(first, stop)
         allowed = None
         if self.config.kind == "scale" and cache is None:
             level = places.layout.level[first:stop]
             allowed = level <= level[:, None]
-        states: Tensor = self.backbone(
-            inputs + places.features[first:stop], turn, turn, memory, allowed=allowed, cache=cache
-        )
+        states: Tensor = self.backbone(inputs + features, turn, memory, allowed=allowed, cache=cache)
         return states
 
     def sample(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyratok.model.alignment import WordHead
 from pyratok.quantization.bits import ids_to_signs
-from pyratok.tasks.generation.backbone import Backbone, TextMemory
+from pyratok.tasks.generation.backbone import Backbone, TextMemory, Turn, turn_by
 from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.layout import Layout, layout_of
 from pyratok.tasks.generation.sampling import Sampler
@@ -54,12 +54,16 @@ class PriorOutput:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What a prior makes of a layout: ``features`` ``[n, H]`` of positions, rotary ``angles`` ``[n, head_dim / 2]``."""
+    """What a prior makes of a layout: ``features`` ``[n, H]`` of positions, and how these ``turn`` queries and keys."""
 
     layout: Layout
     features: Tensor
-    angles: Tensor
-    begins_level: Tensor
+    turn: Turn
+
+    def part(self, first: int, stop: int) -> tuple[Tensor, Turn]:
+        """Features and turn of the places from ``first`` to ``stop``."""
+        cos, sin = self.turn
+        return self.features[first:stop], (cos[:, first:stop], sin[:, first:stop])
 
 
 class Prior(nn.Module):
@@ -168,7 +172,7 @@ class Prior(nn.Module):
     def places(self, layout: Layout) -> Places:
         angles = layout.angles(self.config.head_dim)
         features = self.place(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        return Places(layout, features, angles, layout.begins_level)
+        return Places(layout, features, turn_by(angles, angles))
 
     def nll(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Nats, float32 ``[B, m]``, of words int64 ``[B, m]``."""

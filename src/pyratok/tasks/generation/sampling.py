@@ -107,19 +107,20 @@ class Sampler:
     def __call__(self, hidden: Tensor, places: slice) -> tuple[Tensor, Tensor]:
         """int64 words ``[B, m]`` and their log-likelihood, of what was drawn from, float32, for ``hidden``
         ``[B or 2B, m, H]`` of ``places``."""
-        chunks, bits = self.head.shape
+        (chunks, bits), count = self.head.shape, hidden.shape[1]
         batch = hidden.shape[0] // (1 if self.weight is None else 2)
-        signs = hidden.new_zeros(batch, hidden.shape[1], chunks * bits)
-        words = torch.zeros(batch, hidden.shape[1], dtype=torch.int64, device=hidden.device)
+        signs = hidden.new_zeros(batch, count, 0)
+        words = torch.zeros(batch, count, dtype=torch.int64, device=hidden.device)
         log_likelihood = torch.zeros(words.shape, device=hidden.device)
-        chance = self.noise.uniform(hidden.shape[1], chunks)
+        chance = self.noise.uniform(count, chunks)
         for chunk in range(chunks):
-            logits = self.head.logits(hidden, self.twice(signs))[..., chunk, :].float().log_softmax(-1)
+            logits = self.head.chunk_logits(chunk, hidden, self.twice(signs)).float()
             if self.weight is not None:
                 told, untold = logits.chunk(2)
-                logits = untold + self.weight * (told - untold)
+                logits = torch.lerp(untold, told, self.weight)
             index, gained = self._choose(logits, chance[..., chunk], places)
-            signs[..., chunk * bits : (chunk + 1) * bits] = ids_to_signs(index, bits, dim=-1, dtype=signs.dtype)
+            if chunk + 1 < chunks:
+                signs = torch.cat([signs, ids_to_signs(index, bits, dim=-1, dtype=signs.dtype)], dim=-1)
             words |= index << (chunk * bits)
             log_likelihood += gained
         return words, log_likelihood
