@@ -11,6 +11,7 @@ import torch
 
 from pyratok.data.manifests import VIDEO_SUFFIXES
 from pyratok.data.video_io import VideoError, iter_video, load_video
+from pyratok.eval.reconstruction import find_clips
 from pyratok.types import TokenPyramid, Video
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ def videos_by_stem(folder: Path) -> dict[str, Path]:
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 found.setdefault(path.stem, path)
     return found
+
+
+def videos_of(data: Path) -> list[Path]:
+    """The video files below a folder, sorted, or the one that ``data`` is; none where there is none."""
+    try:
+        found = find_clips(data)
+    except ValueError:
+        return []
+    return [path for path in found if path.suffix.lower() in VIDEO_SUFFIXES]
 
 
 def load_pictures(paths: Sequence[Path], size: int | None, fps: float | None) -> Video:

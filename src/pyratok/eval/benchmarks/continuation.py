@@ -26,11 +26,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyratok.data.manifests import VIDEO_SUFFIXES
 from pyratok.data.video_io import VideoError, load_video
+from pyratok.eval.benchmarks.clips import videos_of
 from pyratok.eval.benchmarks.contract import Answer, Benchmark, BenchmarkProtocol, Item, Loaded, Scores
 from pyratok.eval.benchmarks.networks import digest_of_folder
-from pyratok.eval.reconstruction import find_clips
 from pyratok.metrics.reconstruction import psnr
 from pyratok.tasks.generation.clips import continue_clip
 from pyratok.tasks.generation.files import load_prior
@@ -82,10 +81,7 @@ class Continuation(Benchmark[ClipItem]):
     prior: Path | None = None
 
     def load(self) -> Loaded[ClipItem]:
-        try:
-            videos = [path for path in find_clips(self.data) if path.suffix.lower() in VIDEO_SUFFIXES]
-        except ValueError:
-            videos = []
+        videos = videos_of(self.data)
         if not videos:
             raise self.nothing("video")
         root = self.data if self.data.is_dir() else self.data.parent

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from einops import rearrange
 
-from pyratok.data.manifests import VIDEO_SUFFIXES
 from pyratok.data.video_io import VideoError, load_video
+from pyratok.eval.benchmarks.clips import videos_of
 from pyratok.eval.benchmarks.contract import Answer, Benchmark, BenchmarkProtocol, Item, Loaded, Scores
 from pyratok.eval.benchmarks.networks import I3D, ClipImages, sha256_of
-from pyratok.eval.reconstruction import find_clips
 from pyratok.metrics.consistency import temporal_consistency
 from pyratok.metrics.frechet import feature_statistics, frechet_distance
 
@@ -120,10 +119,7 @@ class Generated(Benchmark[SampleItem]):
         return Scores(values=values, details={name: len(features) for name, features in sides.items()})
 
     def _videos(self, folder: str) -> list[Path]:
-        try:
-            found = [path for path in find_clips(self.data / folder) if path.suffix.lower() in VIDEO_SUFFIXES]
-        except ValueError:
-            found = []
+        found = videos_of(self.data / folder)
         if not found:
             raise self.nothing(f"folder {folder} with videos")
         return found
