@@ -34,10 +34,12 @@ CONFIG = PriorConfig(
 KINDS: dict[str, dict[str, Any]] = {
     "ar": {},
     "ar by time": {"order": "time"},
+    "ar by cell": {"order": "cell"},
     "scale": {"kind": "scale"},
     "masked": {"kind": "masked"},
     "llm": {"kind": "llm"},
     "llm by time": {"kind": "llm", "order": "time"},
+    "llm by cell": {"kind": "llm", "order": "cell"},
 }
 
 

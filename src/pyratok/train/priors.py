@@ -54,7 +54,7 @@ class PriorRecipe:
     num_layers: int = 5
     num_heads: int = 4
     chunk_bits: int = 8
-    order: Literal["level", "time"] = "level"
+    order: Literal["level", "time", "cell"] = "level"
     text_dropout: float = 0.1
     language_model: str | None = None
     lora_rank: int = 0

@@ -14,7 +14,7 @@ from pyratok.types import Geometry
 from tiny_priors import CONFIG, GEOMETRY, STRIDES, random_tokens
 
 
-@pytest.mark.parametrize("order", ["level", "time"])
+@pytest.mark.parametrize("order", ["level", "time", "cell"])
 @pytest.mark.parametrize("frames", [1, 5, 7, 9])
 def test_flattened_and_back(order: str, frames: int) -> None:
     geometry = Geometry(frames=frames, height=16, width=24, strides=STRIDES)
@@ -50,6 +50,22 @@ def test_by_time_all_levels_of_a_step_come_before_the_next() -> None:
     assert [by_level.steps_within(len(layout) - n) for n in (9, 8, 1, 0)] == [1, 2, 2, 3]
 
 
+def test_by_cell_the_words_of_a_cell_on_levels_of_one_grid_are_a_stack() -> None:
+    layout = layout_of(GEOMETRY, "cell")
+    assert (layout.step.diff() >= 0).all()
+    # Grids 5x1x2, 3x2x4 and 3x2x4: the first level alone, the others together.
+    assert [len(places) for places in layout.at_depth] == [5 * 2 + 3 * 8, 3 * 8]
+    first, second = layout.at_depth[0][layout.level[layout.at_depth[0]] == 1], layout.at_depth[1]
+    assert torch.equal(second, first + 1)
+    assert torch.equal(layout.position[first, 1:], layout.position[second, 1:])
+    assert (layout.level[second] == 2).all()
+    assert torch.equal(layout.stack[first], layout.stack[second])
+    step = layout.step == 1
+    assert layout.level[step].tolist() == [0] * 4 + [1, 2] * 8
+    by_time = layout_of(GEOMETRY, "time")
+    assert torch.equal(layout.order[step].sort().values, by_time.order[by_time.step == 1].sort().values)
+
+
 def test_positions_of_all_levels_share_one_space() -> None:
     layout = layout_of(GEOMETRY, "level")
     coarse, fine = (layout.position[layout.level == level] for level in (0, 1))
@@ -66,6 +82,7 @@ def test_positions_of_all_levels_share_one_space() -> None:
     [
         ({"kind": "other"}, "kind"),
         ({"order": "time", "kind": "masked"}, "order"),
+        ({"order": "cell", "kind": "scale"}, "order"),
         ({"hidden_size": 24}, "multiple of eight times"),
         ({"chunk_bits": 7}, "at most num_bits = 6"),
         ({"num_layers": 0}, "num_layers"),

@@ -20,7 +20,16 @@ from pyratok.tasks.generation.stepwise import Stepwise
 from pyratok.types import ModelId, TextEmbedding
 from tiny_priors import CONFIG, GEOMETRY, KINDS, TOKENIZER, random_text, random_tokens, tiny_prior
 
-STEPS = {"ar": 100, "ar by time": 100, "masked": 100, "scale": 250, "llm": 100, "llm by time": 100}
+STEPS = {
+    "ar": 100,
+    "ar by time": 100,
+    "ar by cell": 100,
+    "masked": 100,
+    "scale": 250,
+    "llm": 100,
+    "llm by time": 100,
+    "llm by cell": 100,
+}
 """A step of scale teaches one level of three."""
 
 
@@ -39,7 +48,7 @@ def shown(prior: MaskedPrior) -> dict[str, torch.Tensor]:
     return choices | {"hidden": hidden, "group": torch.tensor(len(groups) - 1)}
 
 
-@pytest.mark.parametrize("kind", ["ar", "ar by time", "llm", "llm by time"])
+@pytest.mark.parametrize("kind", ["ar", "ar by time", "ar by cell", "llm", "llm by time", "llm by cell"])
 @torch.no_grad()
 def test_sampling_by_cache_has_the_likelihood_of_teacher_forcing(kind: str) -> None:
     prior, text = tiny_prior(kind), random_text()
@@ -56,10 +65,11 @@ def test_sampling_by_cache_has_the_likelihood_of_teacher_forcing(kind: str) -> N
     assert not gained[known].any()
 
 
+@pytest.mark.parametrize("kind", ["ar by time", "ar by cell"])
 @pytest.mark.parametrize("counts", [[1] * 9, [4, 1, 1, 2, 1], [1, 3, 1, 4]])
 @torch.no_grad()
-def test_place_after_place_is_the_whole_pass(counts: list[int]) -> None:
-    prior, text, tokens = tiny_prior("ar by time"), random_text(), random_tokens()
+def test_place_after_place_is_the_whole_pass(kind: str, counts: list[int]) -> None:
+    prior, text, tokens = tiny_prior(kind), random_text(), random_tokens()
     assert isinstance(prior, ARPrior)
     for weight in prior.parameters():  # norms too, which begin as ones
         weight.add_(0.2 * torch.randn_like(weight))
@@ -88,7 +98,7 @@ def test_scale_by_cache_sees_what_it_sees_in_training() -> None:
     torch.testing.assert_close(-gained[~known], taught.flatten(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("kind", ["ar", "ar by time", "llm", "llm by time"])
+@pytest.mark.parametrize("kind", ["ar", "ar by time", "ar by cell", "llm", "llm by time", "llm by cell"])
 @torch.no_grad()
 def test_words_do_not_see_later_ones(kind: str) -> None:
     prior, tokens = tiny_prior(kind), random_tokens(1)

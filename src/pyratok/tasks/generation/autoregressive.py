@@ -7,9 +7,15 @@ predict    q1_1    q1_2   q1_3 ...  q2_1             q2_2 ...
 
 Source: PyraTok (arXiv 2601.16210), sec. 3.2.2. ``<Q-SEP>`` is added to the word before it rather than a place of its
 own. A place asks from the position of the word that it predicts, and what it holds lies at that of the word it read.
+
+In the order ``cell`` a place of the transformer is a stack: it reads all words of the cell before, and predicts the
+first of its own. Each of the others follows from the state that predicted the one before it and from that word, by a
+small network per depth (as in RQ-Transformer, arXiv 2203.01941).
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -43,7 +49,8 @@ class ARPrior(Prior):
         words, layout = self.words_of(tokens)
         choices = choices or self.draw(len(words), tokens.geometry)
         memory = self.remember(text, len(words), choices["dropped"])
-        hidden = self.read(words, self.places(layout), 0, len(layout), memory)
+        hidden = self.read(words, self.places(layout), 0, len(layout.at_depth[0]), memory)
+        hidden = self._of_words(hidden, words, layout)
         predicted = torch.ones_like(words, dtype=torch.bool)
         return PriorOutput(token_nll=self.nll(hidden, words), predicted=predicted, level=layout.level)
 
@@ -62,12 +69,12 @@ class ARPrior(Prior):
         cache: KVCache | None = None,
         stepwise: Stepwise | None = None,
     ) -> Tensor:
-        """Hidden states ``[B, stop - first, H]`` that predict the places from ``first`` on, from the words before each.
+        """Hidden states ``[B, stop - first, H]`` that predict the stacks from ``first`` on, from the words before each.
 
-        Without a ``cache``, which has read what is before ``first``, that is 0. Words from ``stop - 1`` on do not
-        matter. One place alone goes by ``stepwise``, where there is one of that ``memory`` and ``cache``.
+        Without a ``cache``, which has read what is before ``first``, that is 0. Words of the stacks from ``stop - 1``
+        on do not matter. One stack alone goes by ``stepwise``, where there is one of that ``memory`` and ``cache``.
         """
-        inputs = self.embed(words[:, max(0, first - 1) : stop - 1])
+        inputs = self._held(words, places.layout, max(0, first - 1), stop - 1)
         if not first:
             inputs = torch.cat([self.start.expand(len(words), 1, -1), inputs], dim=1)
         features, turn = places.part(first, stop)
@@ -84,14 +91,42 @@ class ARPrior(Prior):
         self, words: Tensor, known: Tensor, layout: Layout, memory: TextMemory, draw: Sampler, on_words: OnWords
     ) -> tuple[Tensor, Tensor]:
         words, gained = words.clone(), torch.zeros(words.shape, device=words.device)
-        cache, places = KVCache(len(layout)), self.places(layout)
+        begins, wanted = [*layout.at_depth[0].tolist(), len(layout)], (~known.all(0)).tolist()
+        cache, places = KVCache(len(begins) - 1), self.places(layout)
         # A language model has its own way.
         stepwise = Stepwise(self.backbone, memory, cache) if isinstance(self.backbone, Backbone) else None
-        for place in (~known.all(0)).nonzero()[:, 0].tolist():
-            hidden = self.read(draw.twice(words), places, cache.length, place + 1, memory, cache, stepwise)
-            here = slice(place, place + 1)
-            drawn, log_likelihood = draw(hidden[:, -1:], here)
-            words[:, here] = torch.where(known[:, here], words[:, here], drawn)
-            gained[:, here] = log_likelihood.masked_fill(known[:, here], 0.0)
-            on_words(words, place + 1)
+        for stack, (begin, end) in enumerate(pairwise(begins)):
+            if not any(wanted[begin:end]):
+                continue
+            hidden = self.read(draw.twice(words), places, cache.length, stack + 1, memory, cache, stepwise)[:, -1:]
+            for place in range(begin, end):
+                here, depth = slice(place, place + 1), place - begin
+                if depth:
+                    before = self.embed(draw.twice(words[:, place - 1 : place]), depth - 1)
+                    hidden = self.deepen[depth - 1](hidden, before)
+                if wanted[place]:
+                    drawn, log_likelihood = draw(hidden, here)
+                    words[:, here] = torch.where(known[:, here], words[:, here], drawn)
+                    gained[:, here] = log_likelihood.masked_fill(known[:, here], 0.0)
+            on_words(words, end)
         return words, gained
+
+    def _held(self, words: Tensor, layout: Layout, first: int, stop: int) -> Tensor:
+        """What the stacks from ``first`` to ``stop`` hold, ``[B, stop - first, H]``: the sum of their words."""
+        if not self.deepen:
+            return self.embed(words[:, first:stop])
+        begins = layout.at_depth[0]
+        here = slice(int(begins[first]), int(begins[stop]))
+        found = self.embed(words[:, here], layout.depth[here])
+        held = found.new_zeros(len(words), stop - first, found.shape[-1])
+        return held.index_add(1, layout.stack[here] - first, found)
+
+    def _of_words(self, hidden: Tensor, words: Tensor, layout: Layout) -> Tensor:
+        """From the states of stacks to those that predict each word, ``[B, n, H]``."""
+        if not self.deepen:
+            return hidden
+        states = [hidden]
+        for depth, (deepen, places) in enumerate(zip(self.deepen, layout.at_depth[1:], strict=True)):
+            before = torch.searchsorted(layout.at_depth[depth], places - 1)
+            states.append(deepen(states[-1][:, before], self.embed(words[:, places - 1], depth)))
+        return torch.cat(states, dim=1)[:, torch.cat(layout.at_depth).argsort()]

@@ -94,8 +94,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        inner = -(-8 * width // (3 * 16)) * 16
+        self.num_heads, inner = num_heads, inner_size(width)
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(3))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -136,6 +135,27 @@ class Block(nn.Module):
     def _heads(self, x: Tensor, parts: int) -> Tensor:
         """``[B, n, parts * heads * d]`` to ``[parts, B, heads, n, d]``."""
         return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+
+class Deepen(nn.Module):
+    """From the state that predicted a word of a stack, and that word, to the state for the one behind it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.gate_up = nn.Linear(width, 2 * inner_size(width), bias=False)
+        self.down = nn.Linear(inner_size(width), width, bias=False)
+
+    def forward(self, hidden: Tensor, word: Tensor) -> Tensor:
+        """``[B, m, H]``, both and the result."""
+        gate, up = self.gate_up(self.norms[0](hidden) + self.norms[1](word)).chunk(2, dim=-1)
+        deeper: Tensor = hidden + self.down(F.silu(gate) * up)
+        return deeper
+
+
+def inner_size(width: int) -> int:
+    """Of a gated linear unit that has as many weights as a layer of four times the width."""
+    return -(-8 * width // (3 * 16)) * 16
 
 
 def turn_by(queries_at: Tensor, keys_at: Tensor) -> Turn:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pyratok.tasks.generation.layout import depths_of
 from pyratok.types import Geometry, ModelId, Stride
 
 MAX_CHUNK_BITS = 12
@@ -24,7 +25,8 @@ class PriorConfig:
     on, are predicted, and clips are decoded from these; 0 for all.
 
     ``order`` (of ``ar`` and ``llm`` alone): ``level`` is the paper's, level after level; ``time`` goes through all
-    levels of one latent step after another, so that frames can be decoded while later ones are sampled.
+    levels of one latent step after another, so that frames can be decoded while later ones are sampled; ``cell`` does
+    so too, and takes the words of a cell on neighbouring levels of the same grid in one pass.
 
     A word is predicted in chunks of ``chunk_bits`` bits, the last of what is left, each by a softmax that knows the
     chunks before it.
@@ -44,7 +46,7 @@ class PriorConfig:
     num_layers: int = 6
     num_heads: int = 4
     chunk_bits: int = 8
-    order: Literal["level", "time"] = "level"
+    order: Literal["level", "time", "cell"] = "level"
     text_dropout: float = 0.1
     language_model: str | None = None
     lora_rank: int = 0
@@ -56,8 +58,10 @@ class PriorConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.kind not in ("ar", "scale", "masked", "llm"):
             raise ValueError(f"kind must be ar, scale, masked or llm, got {self.kind!r}")
-        if self.order not in ("level", "time") or (self.order == "time" and not self.is_sequential):
-            raise ValueError(f"order must be level, or time for ar and llm; got {self.order!r} for {self.kind!r}")
+        if self.order not in ("level", "time", "cell") or (self.order != "level" and not self.is_sequential):
+            raise ValueError(
+                f"order must be level, or time or cell for ar and llm; got {self.order!r} for {self.kind!r}"
+            )
         if self.lora_rank < 0 or (self.kind != "llm" and (self.lora_rank or self.language_model)):
             raise ValueError(
                 f"language_model and lora_rank, 0 or more, are for kind llm; got {self.language_model!r} and "
@@ -97,6 +101,11 @@ class PriorConfig:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def max_stack(self) -> int:
+        """The most words that one pass predicts one after the other."""
+        return max(depths_of(self.strides[: self.num_levels])) + 1 if self.order == "cell" else 1
 
     @property
     def num_chunks(self) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -23,6 +24,10 @@ class Layout:
     ``order`` int64 ``[n]``: place i holds word ``order[i]`` of all levels one after another, each in t, h, w order.
     Per place: ``level`` and latent ``step`` int64, and ``position`` float32 ``[n, 4]``: level, time in latent steps,
     row and column in cells of the finest level. A token stands at the last of its frames, in the centre of its cell.
+
+    Places one behind another make up a stack, which is one place unless the order is ``cell``: ``stack`` and ``depth``
+    int64 ``[n]``, which stack it is and how deep in it a place lies; ``at_depth``: int64, the places at depth 0, which
+    are the first ones of all stacks, at depth 1 ...
     """
 
     geometry: Geometry
@@ -31,13 +36,17 @@ class Layout:
     level: Tensor
     step: Tensor
     position: Tensor
+    stack: Tensor
+    depth: Tensor
+    at_depth: tuple[Tensor, ...]
 
     def __len__(self) -> int:
         return len(self.order)
 
     def to(self, device: torch.device) -> Layout:
-        moved = {name: getattr(self, name).to(device) for name in ("order", "level", "step", "position")}
-        return replace(self, **moved)
+        names = ("order", "level", "step", "position", "stack", "depth")
+        moved = {name: getattr(self, name).to(device) for name in names}
+        return replace(self, **moved, at_depth=tuple(places.to(device) for places in self.at_depth))
 
     def flatten(self, levels: Sequence[Tensor]) -> Tensor:
         """``[B, t, h, w]`` (or ``[t, h, w]`` as one clip) per level to ``[B, n]``."""
@@ -54,8 +63,9 @@ class Layout:
 
     @property
     def begins_level(self) -> Tensor:
-        """bool ``[n]``: places before which ``<Q-SEP>`` stands."""
-        return torch.cat([self.level.new_zeros(1), self.level.diff()]) != 0
+        """bool, of every stack: does ``<Q-SEP>`` stand before it?"""
+        level = self.level[self.at_depth[0]]
+        return torch.cat([level.new_zeros(1), level.diff()]) != 0
 
     def steps_within(self, places: int) -> int:
         """How many latent steps are whole when the first ``places`` places are."""
@@ -63,16 +73,16 @@ class Layout:
         return self.geometry.latent_steps if not len(later) else int(later.min())
 
     def angles(self, head_dim: int) -> Tensor:
-        """Rotary angles ``[n, head_dim / 2]``: an equal share of every head turns with each of the four positions."""
-        count = head_dim // 8
-        speeds = BASE ** -(torch.arange(count, device=self.position.device) / count)
-        return (self.position[..., None] * speeds).flatten(1)
+        """Rotary angles ``[stacks, head_dim / 2]``, where the first places of stacks are: an equal share of every head
+        turns with each of the four positions."""
+        count, position = head_dim // 8, self.position[self.at_depth[0]]
+        speeds = BASE ** -(torch.arange(count, device=position.device) / count)
+        return (position[..., None] * speeds).flatten(1)
 
 
 @lru_cache(maxsize=32)
 def layout_of(geometry: Geometry, order: str, num_levels: int = 0) -> Layout:
-    """The places of a clip, level after level or latent step after latent step (PriorConfig.order); of its first
-    ``num_levels`` levels, or all."""
+    """The places of a clip in that order (PriorConfig.order); of its first ``num_levels`` levels, or all."""
     num_levels = num_levels or len(geometry.strides)
     finest = [min(stride[axis] for stride in geometry.strides) for axis in (1, 2)]
     levels, steps, positions = [], [], []
@@ -85,7 +95,32 @@ def layout_of(geometry: Geometry, order: str, num_levels: int = 0) -> Layout:
         time = cell[:, 0] / per_step
         row, column = ((cell[:, axis] + 0.5) * s / f for axis, s, f in zip((1, 2), (h, w), finest, strict=True))
         positions.append(torch.stack([torch.full_like(time, level), time, row, column], dim=1))
-    step, position = torch.cat(steps), torch.cat(positions)
-    by_time = torch.sort(step, stable=True).indices
-    places = by_time if order == "time" else torch.arange(len(step))
-    return Layout(geometry, num_levels, places, torch.cat(levels)[places], step[places], position[places])
+    of_level, step, position = torch.cat(levels), torch.cat(steps), torch.cat(positions)
+    depths = depths_of(geometry.strides[:num_levels]) if order == "cell" else [0] * num_levels
+    depth, places = torch.tensor(depths)[of_level], torch.arange(len(step))
+    if order == "cell":
+        cells = torch.cat([torch.arange(len(part)) for part in levels])
+        for key in (depth, cells, of_level - depth):
+            places = places[key[places].argsort(stable=True)]
+    if order != "level":
+        places = places[step[places].argsort(stable=True)]
+    depth = depth[places]
+    return Layout(
+        geometry=geometry,
+        num_levels=num_levels,
+        order=places,
+        level=of_level[places],
+        step=step[places],
+        position=position[places],
+        stack=(depth == 0).cumsum(0) - 1,
+        depth=depth,
+        at_depth=tuple((depth == number).nonzero()[:, 0] for number in range(max(depths) + 1)),
+    )
+
+
+def depths_of(strides: Sequence[tuple[int, ...]]) -> list[int]:
+    """How many levels of the same grid are right before each level."""
+    depths = [0]
+    for before, stride in pairwise(strides):
+        depths.append(depths[-1] + 1 if stride == before else 0)
+    return depths

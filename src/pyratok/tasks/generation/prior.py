@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyratok.model.alignment import WordHead
 from pyratok.quantization.bits import ids_to_signs
-from pyratok.tasks.generation.backbone import Backbone, TextMemory, Turn, turn_by
+from pyratok.tasks.generation.backbone import Backbone, Deepen, TextMemory, Turn, turn_by
 from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.layout import Layout, layout_of
 from pyratok.tasks.generation.sampling import Sampler
@@ -54,14 +54,15 @@ class PriorOutput:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """What a prior makes of a layout: ``features`` ``[n, H]`` of positions, and how these ``turn`` queries and keys."""
+    """What a prior makes of the stacks of a layout: ``features`` ``[stacks, H]`` of their positions, and how these
+    ``turn`` queries and keys."""
 
     layout: Layout
     features: Tensor
     turn: Turn
 
     def part(self, first: int, stop: int) -> tuple[Tensor, Turn]:
-        """Features and turn of the places from ``first`` to ``stop``."""
+        """Features and turn of the stacks from ``first`` to ``stop``."""
         cos, sin = self.turn
         return self.features[first:stop], (cos[:, first:stop], sin[:, first:stop])
 
@@ -80,12 +81,13 @@ class Prior(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config, width = config, config.hidden_size
-        self.words = nn.Embedding(config.num_chunks << config.chunk_bits, width)
+        self.words = nn.Embedding(config.max_stack * config.num_chunks << config.chunk_bits, width)
         self.place = nn.Linear(config.head_dim, width)
         self.pooled = nn.Sequential(nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, width))
         self.caption = nn.Sequential(nn.LayerNorm(config.text_dim), nn.Linear(config.text_dim, width))
         self.untold = nn.Parameter(torch.zeros(width))
         self.backbone = self._make_backbone(config)
+        self.deepen = nn.ModuleList(Deepen(width) for _ in range(1, config.max_stack))
         self.head = WordHead(width, config.num_bits, config.chunk_bits, chained=True)
         self._initialize()
 
@@ -161,11 +163,12 @@ class Prior(nn.Module):
         tokens = self.caption(text.tokens.to(first.device, dtype))
         return self.backbone.remember(torch.cat([first, tokens], dim=1), torch.cat([shown, mask], dim=1))
 
-    def embed(self, words: Tensor) -> Tensor:
-        """int64 ``[B, m]`` to ``[B, m, H]``."""
+    def embed(self, words: Tensor, depth: Tensor | int = 0) -> Tensor:
+        """int64 ``[B, m]`` to ``[B, m, H]``; ``depth`` of the words in their stacks, one or ``[m]``."""
         chunks, bits = self.config.num_chunks, self.config.chunk_bits
         number = torch.arange(chunks, device=words.device)
-        index = (words[..., None] >> number * bits & (1 << bits) - 1) + (number << bits)
+        table = number + (depth * chunks if isinstance(depth, int) else depth[:, None] * chunks)
+        index = (words[..., None] >> number * bits & (1 << bits) - 1) + (table << bits)
         embedded: Tensor = self.words(index).sum(-2)
         return embedded
 
