@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pyratok.model.alignment import WordHead
@@ -92,6 +93,8 @@ class Sampler:
             return torch.tensor(config.per_level(name, num_levels), device=level.device)[level][:, None]
 
         self.head, self.noise, self.config = head, noise, config
+        values = torch.arange(1 << head.shape[1], device=level.device)
+        self.signs = ids_to_signs(values, head.shape[1], dim=-1, dtype=head.tables.weight.dtype)
         self.weight = config.guidance if guided else None
         temperature, top_k = at_places("temperature"), at_places("top_k").long()
         greedy = temperature == 0
@@ -120,7 +123,7 @@ class Sampler:
                 logits = torch.lerp(untold, told, self.weight)
             index, gained = self._choose(logits, chance[..., chunk], places)
             if chunk + 1 < chunks:
-                signs = torch.cat([signs, ids_to_signs(index, bits, dim=-1, dtype=signs.dtype)], dim=-1)
+                signs = torch.cat([signs, F.embedding(index, self.signs)], dim=-1)
             words |= index << (chunk * bits)
             log_likelihood += gained
         return words, log_likelihood
@@ -129,7 +132,7 @@ class Sampler:
         """Indices ``[B, m]`` into ``logits`` ``[B, m, V]`` by inverting the distribution function at ``chance``."""
         logits = logits / self.temperature[places]
         if not self.cut:
-            likelihood = logits.double().softmax(-1)
+            likelihood = logits.softmax(-1, dtype=torch.float64)
             index = _invert(likelihood, chance)
             return index, likelihood.gather(-1, index[..., None])[..., 0].log().float()
         ranked, names = logits.double().sort(dim=-1, descending=True, stable=True)
@@ -149,4 +152,4 @@ def _invert(likelihood: Tensor, chance: Tensor) -> Tensor:
     """The first index at which the sum of float64 ``likelihood`` exceeds ``chance``: never one of likelihood 0."""
     until = likelihood.cumsum(-1)
     target = chance[..., None] * until[..., -1:]
-    return (until <= target).sum(-1).clamp(max=likelihood.shape[-1] - 1)
+    return torch.searchsorted(until, target, right=True)[..., 0].clamp(max=likelihood.shape[-1] - 1)

@@ -21,8 +21,8 @@ from pyratok.tasks.generation.backbone import Backbone, Block, KVCache, TextMemo
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """Matrices ``[in, out]`` of a block; keys and values of its caption ``[B * heads, N, d]`` and, in the cache, of its
-    places ``[B, heads, capacity, d]``."""
+    """Matrices ``[in, out]`` of a block, keys ``[B * heads, d, N]`` and values ``[B * heads, N, d]`` of its caption, and of
+    its places: what the cache has ``held``, ``[B, heads, capacity, d]`` each, and the same memory in those shapes."""
 
     qkv: Tensor
     out: Tensor
@@ -32,6 +32,7 @@ class _Layer:
     down: Tensor
     text_keys: Tensor
     text_values: Tensor
+    held: tuple[Tensor, Tensor]
     keys: Tensor
     values: Tensor
 
@@ -66,13 +67,12 @@ class Stepwise:
             asked = torch.mm(self._norm(x), layer.qkv).view(batch, 3, self.heads, head)
             turned = asked[:, :2] * cos
             turned.addcmul_(asked[:, :2].roll(head // 2, -1), sin)
-            layer.keys[:, :, here], layer.values[:, :, here] = turned[:, 1], asked[:, 2]
-            keys, values = (held.flatten(0, 1)[:, : here + 1] for held in (layer.keys, layer.values))
-            scores = torch.bmm(turned[:, 0].reshape(-1, 1, head), keys.mT)
-            found = torch.bmm(scores.softmax(-1), values)
+            layer.held[0][:, :, here], layer.held[1][:, :, here] = turned[:, 1], asked[:, 2]
+            scores = torch.bmm(turned[:, 0].reshape(-1, 1, head), layer.keys[:, :, : here + 1])
+            found = torch.bmm(scores.softmax(-1), layer.values[:, : here + 1])
             x = torch.addmm(x, found.view(batch, width), layer.out)
             queries = torch.mm(self._norm(x), layer.ask_text).view(-1, 1, head)
-            scores = torch.baddbmm(self.text_mask, queries, layer.text_keys.mT)
+            scores = torch.baddbmm(self.text_mask, queries, layer.text_keys)
             found = torch.bmm(scores.softmax(-1), layer.text_values)
             x = torch.addmm(x, found.view(batch, width), layer.text_out)
             gate, up = torch.mm(self._norm(x), layer.gate_up).chunk(2, dim=-1)
@@ -97,8 +97,9 @@ class Stepwise:
             text_out=block.text_out.weight.detach().T,
             gate_up=(block.gate_up.weight.detach() * before_gate).T,
             down=block.down.weight.detach().T,
-            text_keys=text_keys.flatten(0, 1),
+            text_keys=text_keys.flatten(0, 1).mT,
             text_values=text_values.flatten(0, 1),
-            keys=keys,
-            values=values,
+            held=(keys, values),
+            keys=keys.flatten(0, 1).mT,
+            values=values.flatten(0, 1),
         )
