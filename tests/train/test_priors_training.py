@@ -218,6 +218,9 @@ def test_a_run_may_begin_with_the_weights_of_another(shards: Path, tmp_path: Pat
     assert prior.config == config
     for name, value in load_prior(first).state_dict().items():
         assert torch.equal(value, prior.state_dict()[name])
+    begin(recipe(levels=2).config(HEADER), load_prior(first))
+    with pytest.raises(ValueError, match=r"to start from has levels = 2, the recipe and shards say 0"):
+        begin(recipe(order="cell").config(HEADER), build_prior(recipe(order="cell", levels=2).config(HEADER)))
     with pytest.raises(ValueError, match=r"to start from has num_layers = 1, the recipe and shards say 2"):
         run_prior(recipe(num_layers=2), shards, tmp_path / "second", init=first)
     save_prior(tiny_prior("ar", tokenizer=ModelId(name="other", fingerprint="f" * 16)), tmp_path / "other")

@@ -216,12 +216,14 @@ def run_prior(
 def begin(config: PriorConfig, begun: Prior | None = None) -> Prior:
     """A prior to train, with the weights of another one where there is one.
 
-    Raises ValueError where they differ in more than the largest clips, the number of levels and the share of captions
-    that is dropped.
+    Raises ValueError where they differ in more than the largest clips, the share of captions that is dropped, and the
+    number of levels where no weight belongs to one.
     """
     prior = build_prior(config)
     if begun is not None:
-        free = ("tokenizer", "frames", "height", "width", "text_dropout", "levels")  # weights do not depend on these
+        free = ["tokenizer", "frames", "height", "width", "text_dropout"]  # weights do not depend on these
+        if begun.config.max_stack == config.max_stack:
+            free.append("levels")
         before = replace(begun.config, **{name: getattr(config, name) for name in free})
         for name in (field.name for field in fields(config)):
             if getattr(before, name) != getattr(config, name):

@@ -21,8 +21,9 @@ from pyratok.tasks.generation.backbone import Backbone, Block, KVCache, TextMemo
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """Matrices ``[in, out]`` of a block, keys ``[B * heads, d, N]`` and values ``[B * heads, N, d]`` of its caption, and of
-    its places: what the cache has ``held``, ``[B, heads, capacity, d]`` each, and the same memory in those shapes."""
+    """Matrices ``[in, out]`` of a block, keys ``[B * heads, d, N]`` and values ``[B * heads, N, d]`` of its caption,
+    and of its places: what the cache has ``held``, ``[B, heads, capacity, d]`` each, as the products take it.
+    """
 
     qkv: Tensor
     out: Tensor
