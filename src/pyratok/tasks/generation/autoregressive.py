@@ -15,13 +15,14 @@ small network per depth (as in RQ-Transformer, arXiv 2203.01941).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyratok.tasks.generation.backbone import Backbone, KVCache, TextMemory, turn_by
+from pyratok.tasks.generation.backbone import Backbone, KVCache, TextMemory
 from pyratok.tasks.generation.config import PriorConfig
 from pyratok.tasks.generation.layout import Layout
 from pyratok.tasks.generation.prior import OnWords, Places, Prior, PriorOutput
@@ -55,9 +56,11 @@ class ARPrior(Prior):
         return PriorOutput(token_nll=self.nll(hidden, words), predicted=predicted, level=layout.level)
 
     def places(self, layout: Layout) -> Places:
-        found, angles = super().places(layout), layout.angles(self.config.head_dim)
-        features = found.features + layout.begins_level[:, None] * self.separator
-        return Places(layout, features, turn_by(angles, F.pad(angles, (0, 0, 1, 0))[:-1]))
+        found = super().places(layout)
+        return replace(found, features=found.features + layout.begins_level[:, None] * self.separator)
+
+    def _held_at(self, angles: Tensor) -> Tensor:
+        return F.pad(angles, (0, 0, 1, 0))[:-1]
 
     def read(
         self,

@@ -90,8 +90,9 @@ def generate(
     words that stay (:func:`outside`). Both stay as they are, whatever the prior thinks of them.
 
     ``on_part`` gets neighbouring parts of the result, in order, as soon as no later word changes them, for
-    ``decode_stream``: while later ones are sampled for a prior of order ``time``, during the last level for the other
-    orders of ``ar`` and in the end for the others. A part once given is final, also when sampling is cut off.
+    ``decode_stream``: while later ones are sampled for a prior of order ``time`` or ``cell``, during the last level for
+    one word after another in the order ``level``, and in the end for the other kinds. A part once given is final, also
+    when sampling is cut off.
 
     Raises ValueError for sizes or tokens that the prior has not learned, batches that do not fit together, and
     settings out of range.

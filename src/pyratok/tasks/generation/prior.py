@@ -175,7 +175,11 @@ class Prior(nn.Module):
     def places(self, layout: Layout) -> Places:
         angles = layout.angles(self.config.head_dim)
         features = self.place(torch.cat([angles.cos(), angles.sin()], dim=-1))
-        return Places(layout, features, turn_by(angles, angles))
+        return Places(layout, features, turn_by(angles, self._held_at(angles)))
+
+    def _held_at(self, angles: Tensor) -> Tensor:
+        """Angles of what stacks hold, of those they ask from: the same, unless a stack holds what another has read."""
+        return angles
 
     def nll(self, hidden: Tensor, words: Tensor) -> Tensor:
         """Nats, float32 ``[B, m]``, of words int64 ``[B, m]``."""
