@@ -50,9 +50,9 @@ class PriorRecipe:
 
     name: str
     kind: Literal["ar", "scale", "masked", "llm"]
-    hidden_size: int = 256
+    hidden_size: int = 192
     num_layers: int = 5
-    num_heads: int = 4
+    num_heads: int = 3
     chunk_bits: int = 8
     order: Literal["level", "time", "cell"] = "level"
     text_dropout: float = 0.1
