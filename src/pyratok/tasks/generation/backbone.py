@@ -124,9 +124,7 @@ class Block(nn.Module):
         (queries,) = self._heads(self.ask_text(self.norms[1](x)), 1)
         found = F.scaled_dot_product_attention(queries, *text, attn_mask=text_mask)
         x = x + self.text_out(found.transpose(1, 2).flatten(2))
-        gate, up = self.gate_up(self.norms[2](x)).chunk(2, dim=-1)
-        changed: Tensor = x + self.down(F.silu(gate) * up)
-        return changed
+        return x + gated(self.norms[2](x), self.gate_up, self.down)
 
     def text_keys(self, text_BNH: Tensor) -> tuple[Tensor, Tensor]:
         keys, values = self._heads(self.read_text(text_BNH), 2)
@@ -148,9 +146,14 @@ class Deepen(nn.Module):
 
     def forward(self, hidden: Tensor, word: Tensor) -> Tensor:
         """``[B, m, H]``, both and the result."""
-        gate, up = self.gate_up(self.norms[0](hidden) + self.norms[1](word)).chunk(2, dim=-1)
-        deeper: Tensor = hidden + self.down(F.silu(gate) * up)
-        return deeper
+        return hidden + gated(self.norms[0](hidden) + self.norms[1](word), self.gate_up, self.down)
+
+
+def gated(x: Tensor, gate_up: nn.Linear, down: nn.Linear) -> Tensor:
+    """A gated linear unit (SwiGLU, arXiv 2002.05202), whose two first products are one."""
+    gate, up = gate_up(x).chunk(2, dim=-1)
+    found: Tensor = down(F.silu(gate) * up)
+    return found
 
 
 def inner_size(width: int) -> int:
